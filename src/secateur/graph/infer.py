@@ -1,0 +1,123 @@
+"""Give every value of a program its types, by one rule for each operator."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from secateur.graph.axes import Dims, Fixed
+from secateur.graph.rules.pointwise import MADE_IN_FORWARD, tensor_operands
+from secateur.graph.rules.table import rule_for
+from secateur.graph.trace import Program
+from secateur.graph.typing import Types, Typing, operator_name, shape_of
+
+
+def infer(program: Program) -> Typing:
+    """Type every dimension of every tensor in `program`.
+
+    An operator without a rule fixes everything it touches: the result can be less prunable, never
+    wrong.
+    """
+    typing = Typing(program)
+    typing.state.update({name: typing.fresh(shape) for name, shape in program.shapes.items()})
+    for node in program.nodes:
+        match node.op:
+            case "placeholder":
+                typing.values[node] = _placeholder(typing, node)
+            case "call_function":
+                typing.values[node] = _call(typing, node)
+            case "output":
+                for value in pytree.tree_leaves(node.args):
+                    if value in typing.values and shape_of(value) is not None:
+                        typing.fix(typing.dims(value), "an output of the model")
+    _fix_unused(typing)
+    _settle_families(typing)
+    return typing
+
+
+def _placeholder(typing: Typing, node: fx.Node) -> Types:
+    name = typing.program.names.get(str(node.target))
+    if name is not None:
+        return typing.state[name]
+    shape = shape_of(node)
+    if not isinstance(shape, tuple):
+        return None
+    is_input = str(node.target) in typing.program.exported.graph_signature.user_inputs
+    reason = "an input of the model" if is_input else MADE_IN_FORWARD
+    return tuple(Fixed(n, reason) for n in shape)
+
+
+def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
+    if operator_name(node) == "getitem":
+        values = typing.values.get(node.args[0])  # type: ignore[arg-type]
+        return values[node.args[1]] if isinstance(values, list) else None  # type: ignore[index]
+    shapes = shape_of(node)
+    if shapes is None:
+        return None
+    rule = rule_for(node)
+    result = rule(typing, node) if rule else None
+    return _unknown(typing, node, shapes) if result is None else _checked(node, result, shapes)
+
+
+def _unknown(typing: Typing, node: fx.Node, shapes: Any) -> Types | list[Types]:
+    reason = f"no rule for the operator {operator_name(node)}"
+    for operand in tensor_operands(typing, node):
+        typing.fix(typing.dims(operand), reason)
+    return _fixed(shapes, reason)
+
+
+def _fixed(shapes: Any, reason: str) -> Types | list[Types]:
+    if isinstance(shapes, list):
+        return [tuple(Fixed(n, reason) for n in shape) for shape in shapes]
+    return tuple(Fixed(n, reason) for n in shapes)
+
+
+def _checked(node: fx.Node, result: Any, shapes: Any) -> Types | list[Types]:
+    """A rule that gives other sizes than the program is our own mistake: find it here, not later."""
+    pairs = zip(result, shapes, strict=False) if isinstance(shapes, list) else [(result, shapes)]
+    for types, shape in pairs:
+        if isinstance(types, tuple) and tuple(d.size for d in types) != tuple(shape):
+            raise AssertionError(f"rule of {operator_name(node)} gave sizes {_sizes(types)}, program has {shape}")
+    return result  # type: ignore[no-any-return]
+
+
+def _sizes(dims: Dims) -> tuple[int, ...]:
+    return tuple(d.size for d in dims)
+
+
+def _fix_unused(typing: Typing) -> None:
+    used = {
+        typing.program.names[str(n.target)]
+        for n in typing.program.nodes
+        if n.op == "placeholder" and n.users and str(n.target) in typing.program.names
+    }
+    for name, dims in typing.state.items():
+        if name not in used:
+            typing.fix(dims, "not used by the forward pass on the example inputs")
+
+
+def _settle_families(typing: Typing) -> None:
+    """Axes that must stay equally wide: one fixed, all fixed; layouts that differ cannot be kept equal."""
+    changed = True
+    while changed:
+        changed = False
+        for family in typing.families:
+            changed |= _settle(typing, [typing.unifier.resolve(dim) for dim in family])
+
+
+def _settle(typing: Typing, family: Sequence[Any]) -> bool:
+    free = [dim for dim in family if not isinstance(dim, Fixed)]
+    fixed = [dim for dim in family if isinstance(dim, Fixed)]
+    if not free or (not fixed and len(set(free)) == 1):
+        return False
+    structured = any(not _is_leaf(dim) for dim in free)
+    if fixed or structured:
+        reason = fixed[0].reason if fixed else "it must stay as wide as an axis of another layout"
+        typing.fix(free, reason)
+        return True
+    return False
+
+
+def _is_leaf(dim: Any) -> bool:
+    return not hasattr(dim, "factors") and not hasattr(dim, "parts")

@@ -1,0 +1,64 @@
+"""Convolutions: with groups, a channel dimension is (group, channel within the group)."""
+
+from torch import fx
+
+from secateur.graph.axes import Dims, DimType, Fixed, Product
+from secateur.graph.typing import Typing, arguments, operator_name, shape_of
+
+SPACE = "a position in space or time"
+
+
+def convolution_rule(typing: Typing, node: fx.Node) -> Dims:
+    """`n i *s, o i/g *k, o -> n o *s`; transposed: the weight is `i o/g *k`."""
+    named = arguments(node)
+    groups = int(named.get("groups", 1))
+    transposed = bool(named.get("transposed", False)) or "transpose" in operator_name(node)
+    inputs, weight = typing.dims(named["input"]), typing.dims(named["weight"])
+    space = len(weight) - 2
+    typing.fix(weight[2:], "a tap of a kernel")
+    typing.fix(inputs[len(inputs) - space :], SPACE)
+    channels = inputs[len(inputs) - space - 1]
+    into, out = _channels(typing, node, groups, transposed=transposed)
+    typing.unify(into, channels)
+    if isinstance(named.get("bias"), fx.Node):
+        typing.unify(typing.dims(named["bias"])[0], out)
+    # Groups pass through, like a batch; what is summed over is the channel within its group.
+    typing.contract(weight[0] if transposed and groups == 1 else weight[1] if not transposed else into, named["weight"])
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    result = (*inputs[: len(inputs) - space - 1], out, *(Fixed(n, SPACE) for n in shape[len(shape) - space :]))
+    # Each weight meets every output position once (every input position when transposed).
+    met = inputs if transposed else result
+    typing.count_macs(node, [*met[: len(met) - space - 1], *met[len(met) - space :], *weight])
+    return result
+
+
+def _channels(typing: Typing, node: fx.Node, groups: int, *, transposed: bool) -> tuple[DimType, DimType]:
+    """The whole input and output channel dimensions, sharing the axis of groups."""
+    whole, within = typing.dims(arguments(node)["weight"])[:2]
+    if groups == 1:
+        return (whole, within) if transposed else (within, whole)
+    group = typing.unifier.fresh(groups)
+    typing.constant(node, group)
+    typing.unify(whole, Product((group, typing.unifier.fresh(whole.size // groups))))
+    other = Product((group, within))
+    return (whole, other) if transposed else (other, whole)
+
+
+def channelwise_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Pooling, padding and resizing: leading dimensions pass, dimensions that change size are space."""
+    dims = typing.dims(node.args[0])
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    space = len(shape) - _leading(dims, node)
+    typing.fix(dims[len(dims) - space :], SPACE)
+    return (*dims[: len(dims) - space], *(Fixed(n, SPACE) for n in shape[len(shape) - space :]))
+
+
+def _leading(dims: Dims, node: fx.Node) -> int:
+    """Dimensions before the spatial ones; the operator's name says how many are spatial."""
+    name = operator_name(node)
+    for space in (1, 2, 3):
+        if f"{space}d" in name:
+            return len(dims) - space
+    return 2

@@ -1,0 +1,176 @@
+"""Rules that a signature says: shared letters unify, letters that vanish are summed over.
+
+`*` before a letter stands for any number of dimensions; operands are matched from the right, and
+starred dimensions broadcast. A letter that several operands hold and the result does not is a
+contraction.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from secateur.graph.axes import Dims, DimType, Fixed, Product
+from secateur.graph.typing import Typing, arguments
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an operator does to dimensions.
+
+    >>> Signature.parse("input: *b i, weight: o i, bias: o -> *b o").result
+    ('*b', 'o')
+    """
+
+    operands: tuple[tuple[str, tuple[str, ...]], ...]
+    result: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Signature":
+        """Read `name: letters, name: letters -> letters`."""
+        left, right = text.split("->")
+        operands = []
+        for part in left.split(","):
+            name, letters = part.split(":")
+            operands.append((name.strip(), tuple(letters.split())))
+        return cls(tuple(operands), tuple(right.split()))
+
+
+SIGNATURES = {
+    name: Signature.parse(text)
+    for name, text in {
+        "aten.linear": "input: *b i, weight: o i, bias: o -> *b o",
+        "aten.addmm": "self: *b o, mat1: n i, mat2: i o -> n o",
+        "aten.mm": "self: n i, mat2: i o -> n o",
+        "aten.bmm": "self: b n i, mat2: b i o -> b n o",
+        "aten.baddbmm": "self: *b o, batch1: b n i, batch2: b i o -> b n o",
+        "aten.mv": "self: n i, vec: i -> n",
+        "aten.dot": "self: i, tensor: i ->",
+    }.items()
+}
+
+
+def signature_rule(typing: Typing, node: fx.Node, signature: Signature) -> Dims:
+    """Apply a signature: unify shared letters, note contractions and multiply-adds."""
+    operands = [(arguments(node)[name], letters) for name, letters in signature.operands]
+    operands = [(value, letters) for value, letters in operands if isinstance(value, fx.Node)]
+    return contract(typing, node, operands, signature.result)
+
+
+def contract(
+    typing: Typing, node: fx.Node, operands: list[tuple[Any, tuple[str, ...]]], result: tuple[str, ...]
+) -> Dims:
+    """The types of a contraction of `operands`, each a value with its letters."""
+    letters: dict[str, DimType] = {}
+    holders: dict[str, list[tuple[Any, DimType]]] = {}
+    for value, names in operands:
+        for letter, dim in match_letters(names, typing.dims(value)):
+            holders.setdefault(letter, []).append((value, dim))
+            letters[letter] = _join(typing, letters.get(letter), dim)
+    out = [key for name in result for key in _keys(name, letters)]
+    summed = [key for key, values in holders.items() if key not in out and len(values) > 1]
+    for key in summed:
+        _note_contraction(typing, holders[key])
+    typing.count_macs(node, [letters[key] for key in out + summed])
+    return tuple(letters[key] for key in out)
+
+
+def match_letters(names: tuple[str, ...], dims: Dims) -> list[tuple[str, DimType]]:
+    """Letters beside dimensions, matched from both ends; a starred letter takes what is left.
+
+    >>> [key for key, _ in match_letters(("*b", "i"), (Fixed(2), Fixed(3), Fixed(4)))]
+    ['b1', 'b0', 'i']
+    """
+    star = next((k for k, name in enumerate(names) if name.startswith("*")), None)
+    if star is None:
+        # An operand with fewer dimensions (a vector bias) matches from the right.
+        return list(zip(names[len(names) - len(dims) :], dims, strict=True))
+    after = len(names) - star - 1
+    middle = dims[star : len(dims) - after]
+    found = list(zip(names[:star], dims[:star], strict=True))
+    found += [(f"{names[star][1:]}{len(middle) - 1 - k}", dim) for k, dim in enumerate(middle)]
+    return found + list(zip(names[star + 1 :], dims[len(dims) - after :], strict=True))
+
+
+def _keys(name: str, letters: dict[str, DimType]) -> list[str]:
+    if not name.startswith("*"):
+        return [name]
+    stem = name[1:]
+    numbers = sorted((int(key[len(stem) :]) for key in letters if key[: len(stem)] == stem and key != stem), reverse=True)
+    return [f"{stem}{number}" for number in numbers]
+
+
+def _join(typing: Typing, known: DimType | None, dim: DimType) -> DimType:
+    """Unify, letting a dimension of one position broadcast."""
+    if known is None or known.size == 1:
+        return dim
+    return known if dim.size == 1 else typing.unify(known, dim)
+
+
+def _note_contraction(typing: Typing, holders: list[tuple[Any, DimType]]) -> None:
+    """A parameter that is summed over is a consumer; two activations have none."""
+    consumers = [(value, dim) for value, dim in holders if typing.source(value) is not None]
+    for value, dim in consumers or [(None, holders[0][1])]:
+        typing.contract(dim, value)
+
+
+def matmul_rule(typing: Typing, node: fx.Node) -> Dims:
+    """`aten.matmul`: the letters depend on the ranks of the operands."""
+    named = arguments(node)
+    a, b = named["self"], named["other"]
+    left = ("i",) if len(typing.dims(a)) == 1 else ("*b", "n", "i")
+    right = ("i",) if len(typing.dims(b)) == 1 else ("*b", "i", "o")
+    result = tuple(k for k in ("*b", "n", "o") if k in left + right)
+    if len(typing.dims(b)) == 2:
+        left, right = ("*b", "i"), ("i", "o")
+        result = ("*b", "o")
+        if len(typing.dims(a)) == 1:
+            left, result = ("i",), ("o",)
+    return contract(typing, node, [(a, left), (b, right)], result)
+
+
+def einsum_rule(typing: Typing, node: fx.Node) -> Dims | None:
+    """`aten.einsum` with plain letters; ellipses and repeated letters are left to the fallback."""
+    named = arguments(node)
+    equation = named["equation"].replace(" ", "")
+    if "->" not in equation or "." in equation:
+        return None
+    left, right = equation.split("->")
+    terms = left.split(",")
+    if any(len(set(term)) != len(term) for term in terms):
+        return None
+    return contract(typing, node, list(zip(named["tensors"], map(tuple, terms), strict=True)), tuple(right))
+
+
+def embedding_rule(typing: Typing, node: fx.Node) -> Dims:
+    """A row of the table for each index; the rows themselves (the vocabulary) stay."""
+    named = arguments(node)
+    vocabulary, width = typing.dims(named["weight"])
+    typing.fix([vocabulary], "rows of an embedding are chosen by index (the vocabulary)")
+    return (*typing.dims(named["indices"]), width)
+
+
+def attention_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Scaled dot-product attention; with grouped queries, head = key-value head x group."""
+    named = arguments(node)
+    query, key, value = (typing.dims(named[k]) for k in ("query", "key", "value"))
+    if named.get("enable_gqa") and query[-3].size != key[-3].size:
+        group = typing.unifier.fresh(query[-3].size // key[-3].size)
+        typing.unify(query[-3], Product((key[-3], group)))
+        typing.unify(key[-3], value[-3])
+        batch = query[:-2]
+    else:
+        batch = tuple(
+            _join(typing, _join(typing, q, k), v)
+            for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True)
+        )
+    head_dim = typing.unify(query[-1], key[-1])
+    typing.unify(key[-2], value[-2])
+    typing.fix([key[-2], query[-2]], "positions of a sequence that attention mixes")
+    typing.contract(head_dim, None)
+    if named.get("scale") is None:
+        typing.remark(head_dim, "the default scale of attention follows the size of a head")
+    typing.count_macs(node, [*batch, query[-2], key[-2], head_dim])
+    typing.count_macs(node, [*batch, query[-2], key[-2], value[-1]])
+    return (*batch, query[-2], value[-1])
+

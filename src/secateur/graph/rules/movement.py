@@ -1,0 +1,244 @@
+"""Operators that move elements without computing: views, permutations, cuts and joins."""
+
+import math
+from collections.abc import Sequence
+
+from torch import fx
+
+from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product
+from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
+
+CHOSEN = "positions are chosen by index"
+
+
+def view_rule(typing: Typing, node: fx.Node) -> Dims:
+    """view, reshape, flatten, unflatten: unify the shortest runs that hold the same elements.
+
+    A (batch, 768) tensor seen as (batch, 12, 64) refines the axis of 768 into 12 x 64.
+    """
+    dims = [d for d in typing.dims(node.args[0]) if d.size != 1]
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    if math.prod(shape) == 0:
+        return tuple(Fixed(n, "an empty tensor") for n in shape)
+    fresh = typing.fresh(shape)
+    targets = [d for d in fresh if d.size != 1]
+    while dims and targets:
+        i, j = _run(dims, targets)
+        typing.unify(_product(dims[:i]), _product(targets[:j]))
+        dims, targets = dims[i:], targets[j:]
+    for dim in fresh:
+        typing.constant(node, dim)
+    return fresh
+
+
+def _run(a: Sequence[DimType], b: Sequence[DimType]) -> tuple[int, int]:
+    """How many leading dimensions of each hold the same number of elements."""
+    i = j = 1
+    left, right = a[0].size, b[0].size
+    while left != right:
+        if left < right:
+            left, i = left * a[i].size, i + 1
+        else:
+            right, j = right * b[j].size, j + 1
+    return i, j
+
+
+def _product(dims: Sequence[DimType]) -> DimType:
+    return dims[0] if len(dims) == 1 else Product(tuple(dims))
+
+
+def permute_rule(typing: Typing, node: fx.Node) -> Dims:
+    """permute, transpose, t: the same dimensions in another order."""
+    dims = list(typing.dims(node.args[0]))
+    named = arguments(node)
+    match operator_name(node):
+        case "aten.permute":
+            return tuple(dims[k] for k in named["dims"])
+        case "aten.transpose" | "aten.swapaxes":
+            a, b = (named["dim0"], named["dim1"]) if "dim0" in named else (named["axis0"], named["axis1"])
+            dims[a], dims[b] = dims[b], dims[a]
+            return tuple(dims)
+        case _:
+            return tuple(reversed(dims))
+
+
+def squeeze_rule(typing: Typing, node: fx.Node) -> Types:
+    """squeeze: dimensions of one position go."""
+    dims = typing.dims(node.args[0])
+    named = arguments(node)
+    chosen = named.get("dim")
+    numbers = range(len(dims)) if chosen is None else chosen if isinstance(chosen, list | tuple) else [chosen]
+    gone = {k % len(dims) for k in numbers if dims[k].size == 1}
+    return tuple(d for k, d in enumerate(dims) if k not in gone)
+
+
+def unsqueeze_rule(typing: Typing, node: fx.Node) -> Dims:
+    """unsqueeze: a new dimension of one position."""
+    dims = list(typing.dims(node.args[0]))
+    dims.insert(arguments(node)["dim"] % (len(dims) + 1), Fixed(1))
+    return tuple(dims)
+
+
+def expand_rule(typing: Typing, node: fx.Node) -> Dims:
+    """expand, broadcast_to: a dimension that grows from one position can have any number of them."""
+    dims = typing.dims(node.args[0])
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    padded = [None] * (len(shape) - len(dims)) + list(dims)
+    result = tuple(
+        old if old is not None and old.size == n else typing.fresh((n,))[0]
+        for old, n in zip(padded, shape, strict=True)
+    )
+    for dim in result:
+        typing.constant(node, dim)
+    return result
+
+
+def repeat_rule(typing: Typing, node: fx.Node) -> Dims:
+    """repeat: copies of a dimension side by side, copy first."""
+    dims = typing.dims(node.args[0])
+    counts = list(arguments(node)["repeats"])
+    padded: list[DimType] = [Fixed(1)] * (len(counts) - len(dims)) + list(dims)
+    return tuple(_copies(n, d) for n, d in zip(counts, padded, strict=True))
+
+
+def _copies(count: int, dim: DimType) -> DimType:
+    return Product((Fixed(count, "copies made by repeat"), dim)) if count > 1 else dim
+
+
+def cat_rule(typing: Typing, node: fx.Node) -> Dims:
+    """cat: the joined dimension is a concatenation, the others unify."""
+    named = arguments(node)
+    tensors = [typing.dims(t) for t in named["tensors"]]
+    rank = max(len(t) for t in tensors)
+    tensors = [t for t in tensors if len(t) == rank]
+    along = named.get("dim", 0) % rank
+    result = list(tensors[0])
+    for dims in tensors[1:]:
+        for number in set(range(rank)) - {along}:
+            typing.unify(result[number], dims[number])
+    result[along] = Concat(tuple(dims[along] for dims in tensors))
+    return tuple(result)
+
+
+def stack_rule(typing: Typing, node: fx.Node) -> Dims:
+    """stack: a new dimension, all others unify."""
+    named = arguments(node)
+    tensors = [typing.dims(t) for t in named["tensors"]]
+    for dims in tensors[1:]:
+        for a, b in zip(tensors[0], dims, strict=True):
+            typing.unify(a, b)
+    result = list(tensors[0])
+    result.insert(named.get("dim", 0) % (len(result) + 1), Fixed(len(tensors), "tensors that were stacked"))
+    return tuple(result)
+
+
+def split_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """split, chunk: segments of a dimension; pieces of equal size stay equally wide."""
+    named = arguments(node)
+    dims = list(typing.dims(node.args[0]))
+    shapes = shape_of(node)
+    along = named.get("dim", 0) % len(dims)
+    assert isinstance(shapes, list)
+    pieces = typing.fresh([shape[along] for shape in shapes])
+    typing.unify(dims[along], Concat(pieces))
+    if len({p.size for p in pieces}) == 1 and len(pieces) > 1:
+        typing.families.append(pieces)
+    for piece in pieces:
+        typing.constant(node, piece)
+    if len({p.size for p in pieces}) > 1 and operator_name(node) in {"aten.chunk", "aten.split"}:
+        typing.fix(pieces, "a split into pieces of unequal size by one number")
+    return [(*dims[:along], piece, *dims[along + 1 :]) for piece in pieces]
+
+
+def unbind_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """unbind: one tensor for each index of a dimension."""
+    rows = typing.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    along = arguments(node).get("dim", 0)
+    if isinstance(rows, RowDims) and along == 0:
+        return [(*rows.dims[1:-1], row) for row in rows.rows]
+    dims = typing.dims(node.args[0])
+    typing.fix([dims[along]], CHOSEN)
+    rest = tuple(d for k, d in enumerate(dims) if k != along % len(dims))
+    return [rest for _ in range(dims[along].size)]
+
+
+def select_rule(typing: Typing, node: fx.Node) -> Dims:
+    """select: one index of a dimension, which therefore stays."""
+    named = arguments(node)
+    value = typing.values.get(named["self"])
+    if isinstance(value, RowDims) and named["dim"] == 0:
+        return (*value.dims[1:-1], value.rows[named["index"]])
+    dims = typing.dims(named["self"])
+    typing.fix([dims[named["dim"]]], CHOSEN)
+    return tuple(d for k, d in enumerate(dims) if k != named["dim"] % len(dims))
+
+
+def slice_rule(typing: Typing, node: fx.Node) -> Dims:
+    """slice: a segment of a dimension, if it is taken without gaps."""
+    named = arguments(node)
+    dims = list(typing.dims(named["self"]))
+    along = named.get("dim", 0) % len(dims)
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    size, taken = dims[along].size, shape[along]
+    if size == taken:
+        return tuple(dims)
+    if named.get("step", 1) != 1:
+        typing.fix([dims[along]], "a slice with gaps")
+        return (*dims[:along], Fixed(taken, "a slice with gaps"), *dims[along + 1 :])
+    start = min(max((named.get("start") or 0) + (size if (named.get("start") or 0) < 0 else 0), 0), size)
+    before, middle, after = typing.fresh([start, taken, size - start - taken])
+    typing.unify(dims[along], Concat((before, middle, after)))
+    # The bounds of a slice are constants of the forward pass; what lies before it must not move.
+    typing.fix([before, middle, after], "a slice with constant bounds")
+    return (*dims[:along], middle, *dims[along + 1 :])
+
+
+def pad_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Constant padding: a padded dimension is segments, the padding fixed."""
+    named = arguments(node)
+    dims = list(typing.dims(named["self"]))
+    pads = list(named["pad"])
+    for back in range(len(pads) // 2):
+        left, right = pads[2 * back], pads[2 * back + 1]
+        if left == right == 0:
+            continue
+        dim = dims[-1 - back]
+        if min(left, right) < 0 or named.get("mode", "constant") != "constant":
+            typing.fix([dim], "padding that copies or crops")
+            shape = shape_of(node)
+            assert isinstance(shape, tuple)
+            dims[-1 - back] = Fixed(shape[-1 - back], "padding")
+        else:
+            dims[-1 - back] = Concat((Fixed(left, "padding"), dim, Fixed(right, "padding")))
+    return tuple(dims)
+
+
+def index_rule(typing: Typing, node: fx.Node) -> Dims | None:
+    """Indexing by tensors; dimensions without an index pass when the indices stand together."""
+    named = arguments(node)
+    indices = list(named["indices"])
+    dims = typing.dims(named["self"])
+    used = [k for k, index in enumerate(indices) if index is not None]
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    if used != list(range(used[0], used[-1] + 1)):
+        return None
+    typing.fix([dims[k] for k in used], CHOSEN)
+    rank = len(shape) - (len(dims) - len(used))
+    middle = tuple(Fixed(n, CHOSEN) for n in shape[used[0] : used[0] + rank])
+    return (*dims[: used[0]], *middle, *dims[used[-1] + 1 :])
+
+
+def index_select_rule(typing: Typing, node: fx.Node) -> Dims:
+    """index_select: the dimension is chosen from, the others pass."""
+    named = arguments(node)
+    dims = list(typing.dims(named["self"]))
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    along = named["dim"] % len(dims)
+    typing.fix([dims[along]], CHOSEN)
+    dims[along] = Fixed(shape[along], CHOSEN)
+    return tuple(dims)

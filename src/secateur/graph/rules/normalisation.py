@@ -1,0 +1,100 @@
+"""Normalisations, softmax and other reductions: which axes they recompute when units go."""
+
+from torch import fx
+
+from secateur.graph.axes import Dims, Fixed, Product
+from secateur.graph.typing import Types, Typing, arguments, operator_name, shape_of
+
+
+def batch_norm_rule(typing: Typing, node: fx.Node) -> Dims:
+    """`n c *s, c, c, c, c -> n c *s`; in eval mode each channel is on its own."""
+    named = arguments(node)
+    dims = typing.dims(named["input"])
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if isinstance(named.get(name), fx.Node):
+            typing.unify(typing.dims(named[name])[0], dims[1])
+    return dims
+
+
+def instance_norm_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Like batch norm: statistics over space only."""
+    return batch_norm_rule(typing, node)
+
+
+def layer_norm_rule(typing: Typing, node: fx.Node) -> Dims:
+    """LayerNorm and RMSNorm: the normalised dimensions are recomputed from what is kept."""
+    named = arguments(node)
+    dims = typing.dims(named["input"])
+    normalised = dims[len(dims) - len(named["normalized_shape"]) :]
+    for name in ("weight", "bias"):
+        if isinstance(named.get(name), fx.Node):
+            for own, dim in zip(typing.dims(named[name]), normalised, strict=True):
+                typing.unify(own, dim)
+    for dim in normalised:
+        typing.constant(node, dim)
+        typing.remark(dim, f"{operator_name(node).removeprefix('aten.')} normalises over it")
+    return dims
+
+
+def group_norm_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Channels are (group, channel within); whole groups go exactly, channels within are renormalised."""
+    named = arguments(node)
+    dims = typing.dims(named["input"])
+    group = typing.unifier.fresh(int(named["num_groups"]))
+    typing.constant(node, group)
+    within = typing.unifier.fresh(dims[1].size // group.size)
+    typing.unify(dims[1], Product((group, within)))
+    for name in ("weight", "bias"):
+        if isinstance(named.get(name), fx.Node):
+            typing.unify(typing.dims(named[name])[0], dims[1])
+    typing.remark(within, "group_norm normalises over it")
+    return dims
+
+
+def softmax_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Softmax and its kin recompute their dimension."""
+    named = arguments(node)
+    dims = typing.dims(node.args[0])
+    typing.remark(dims[named["dim"]], f"{operator_name(node).removeprefix('aten.')} normalises over it")
+    return dims
+
+
+def reduction_rule(typing: Typing, node: fx.Node) -> Types:
+    """Sums see zeros and stay exact; means are recomputed; any other reduction fixes what it eats."""
+    named = arguments(node)
+    dims = typing.dims(node.args[0])
+    reduced = _reduced(named.get("dim"), len(dims))
+    name = operator_name(node).removeprefix("aten.")
+    for number in reduced:
+        if name == "sum":
+            typing.contract(dims[number], None)
+        elif name in {"mean", "var", "std", "norm", "linalg_vector_norm", "var_mean"}:
+            typing.remark(dims[number], f"{name} is taken over it")
+        else:
+            typing.fix([dims[number]], f"{name} is taken over it")
+    keep = bool(named.get("keepdim", False))
+    result = tuple(
+        Fixed(1) if number in reduced else dim
+        for number, dim in enumerate(dims)
+        if keep or number not in reduced
+    )
+    shapes = shape_of(node)
+    return [result for _ in shapes] if isinstance(shapes, list) else result  # type: ignore[return-value]
+
+
+def cumulative_rule(typing: Typing, node: fx.Node) -> Dims:
+    """cumsum, sort, flip and roll along a dimension: its positions depend on one another."""
+    named = arguments(node)
+    dims = typing.dims(node.args[0])
+    along = named.get("dim", named.get("dims", -1))
+    for number in along if isinstance(along, list | tuple) else [along]:
+        typing.fix([dims[number]], f"{operator_name(node).removeprefix('aten.')} goes along it")
+    return dims
+
+
+def _reduced(dim: int | list[int] | None, rank: int) -> set[int]:
+    if dim is None or dim == []:
+        return set(range(rank))
+    numbers = dim if isinstance(dim, list | tuple) else [dim]
+    return {number % rank for number in numbers}
+

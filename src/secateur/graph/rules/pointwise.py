@@ -1,0 +1,54 @@
+"""Operators that work element by element, and those that make tensors of one value."""
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from secateur.graph.axes import Dims, DimType, Fixed
+from secateur.graph.typing import Typing, shape_of
+
+MADE_IN_FORWARD = "a tensor that the forward pass makes itself"
+
+
+def pointwise_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Broadcasting unifies, from the right; a dimension of one position takes the other's type."""
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    result: list[DimType] = [Fixed(n) for n in shape]
+    known = [n == 1 for n in shape]
+    for operand in tensor_operands(typing, node):
+        dims = typing.dims(operand)
+        for back in range(1, min(len(dims), len(shape)) + 1):
+            dim = dims[-back]
+            if dim.size == 1 or dim.size != shape[-back]:
+                continue
+            result[-back] = typing.unify(result[-back], dim) if known[-back] else dim
+            known[-back] = True
+    return tuple(result)
+
+
+def same_rule(typing: Typing, node: fx.Node) -> Dims:
+    """The first operand's types pass through."""
+    return typing.dims(node.args[0])
+
+
+def filled_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Zeros, ones, full: one value everywhere, so any part is as good as any other."""
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    dims = typing.fresh(shape)
+    for dim in dims:
+        typing.constant(node, dim)
+    return dims
+
+
+def made_rule(typing: Typing, node: fx.Node) -> Dims:
+    """arange and its kin: positions differ and no module holds them, so they stay."""
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    return tuple(Fixed(n, MADE_IN_FORWARD) for n in shape)
+
+
+def tensor_operands(typing: Typing, node: fx.Node) -> list[fx.Node]:
+    """Every argument of `node` that is a typed tensor."""
+    operands = pytree.tree_leaves((node.args, node.kwargs))
+    return [n for n in operands if isinstance(n, fx.Node) and isinstance(shape_of(n), tuple) and n in typing.values]

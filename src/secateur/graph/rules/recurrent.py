@@ -1,0 +1,120 @@
+"""LSTM, GRU and plain recurrent networks, of any depth and in either direction."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product
+from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name
+
+GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
+FILLED = ("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.zeros_like", "aten.empty")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Parameters of one layer in one direction, and what it gives at each step."""
+
+    input_weight: Any
+    hidden_weight: Any
+    biases: tuple[Any, ...]
+    projection: Any | None
+
+
+def recurrent_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """Each layer and direction has a hidden axis of its own; one module keeps them equally wide."""
+    named = arguments(node)
+    gates = GATES[operator_name(node)]
+    states = named["hx"] if isinstance(named["hx"], list | tuple) else [named["hx"]]
+    directions = 2 if named["bidirectional"] else 1
+    cells = _cells(list(named["params"]), has_biases=named["has_biases"], projected=_projected(typing, named, gates))
+    batch_steps = typing.dims(named["input"])[:-1]
+    typing.fix(batch_steps, "a step of a sequence, or a sample")
+    feature = typing.dims(named["input"])[-1]
+    hidden: list[DimType] = []
+    given: list[DimType] = []
+    for layer in range(len(cells) // directions):
+        outputs = []
+        for cell in cells[layer * directions : (layer + 1) * directions]:
+            inner, out = _cell(typing, node, cell, feature, batch_steps, gates)
+            hidden.append(inner)
+            outputs.append(out)
+        given += outputs
+        feature = outputs[0] if directions == 1 else Concat(tuple(outputs))
+    typing.families.append(tuple(hidden))
+    if given != hidden:
+        typing.families.append(tuple(given))
+    rows = [tuple(given), tuple(hidden)][: len(states)]
+    finals = [_final_state(typing, state, row) for state, row in zip(states, rows, strict=True)]
+    return [(*batch_steps, feature), *finals]
+
+
+def recurrent_cell_rule(typing: Typing, node: fx.Node) -> Types | list[Types]:
+    """`lstm_cell`, `gru_cell`, `rnn_*_cell`: one step."""
+    named = arguments(node)
+    gates = GATES[operator_name(node).removesuffix("_cell")]
+    states = named["hx"] if isinstance(named["hx"], list | tuple) else [named["hx"]]
+    cell = Cell(named["w_ih"], named["w_hh"], (named.get("b_ih"), named.get("b_hh")), None)
+    dims = typing.dims(named["input"])
+    inner, out = _cell(typing, node, cell, dims[-1], dims[:-1], gates)
+    for state in states:
+        typing.unify(typing.dims(state)[-1], inner)
+    return [(*dims[:-1], out), (*dims[:-1], inner)] if len(states) == 2 else (*dims[:-1], out)
+
+
+def _projected(typing: Typing, named: Any, gates: int) -> bool:
+    """Whether an LSTM maps its hidden state to a smaller one: then weight_hh is not 4H x H."""
+    if gates != 4:
+        return False
+    rows, columns = typing.dims(named["params"][1])
+    return columns.size * gates != rows.size
+
+
+def _cells(params: list[Any], *, has_biases: bool, projected: bool) -> list[Cell]:
+    each = 2 + 2 * has_biases + projected
+    return [
+        Cell(p[0], p[1], tuple(p[2:4]) if has_biases else (), p[-1] if projected else None)
+        for p in (params[k : k + each] for k in range(0, len(params), each))
+    ]
+
+
+def _cell(
+    typing: Typing, node: fx.Node, cell: Cell, feature: DimType, batch_steps: Dims, gates: int
+) -> tuple[DimType, DimType]:
+    """Type one cell; the result is its hidden (cell state) axis and the axis of what it gives."""
+    rows, width = typing.dims(cell.input_weight)
+    hidden: DimType = typing.unifier.fresh(rows.size // gates)
+    stacked = Product((Fixed(gates, "the gates of a recurrent cell"), hidden))
+    typing.unify(rows, stacked)
+    typing.unify(width, feature)
+    typing.contract(width, cell.input_weight)
+    hidden_rows, hidden_width = typing.dims(cell.hidden_weight)
+    typing.unify(hidden_rows, stacked)
+    for bias in cell.biases:
+        if isinstance(bias, fx.Node):
+            typing.unify(typing.dims(bias)[0], stacked)
+    out = hidden
+    if cell.projection is not None:
+        out, inner = typing.dims(cell.projection)
+        typing.unify(inner, hidden)
+        typing.contract(inner, cell.projection)
+        typing.count_macs(node, [*batch_steps, out, inner])
+    typing.unify(hidden_width, out)
+    typing.contract(hidden_width, cell.hidden_weight)
+    typing.count_macs(node, [*batch_steps, stacked, width])
+    typing.count_macs(node, [*batch_steps, stacked, hidden_width])
+    return hidden, out
+
+
+def _final_state(typing: Typing, initial: Any, rows: tuple[DimType, ...]) -> Types:
+    """Final hidden states, (layers x directions, batch, hidden); the initial one has the same shape."""
+    initial_dims = typing.dims(initial)
+    # With an initial state that was not made of one value, every layer shares its axis.
+    if operator_name(initial) not in FILLED:
+        for row in rows:
+            typing.unify(initial_dims[-1], row)
+    lead = tuple(Fixed(d.size, "a layer or sample") for d in initial_dims[:-1])
+    if len(rows) == 1:
+        return (*lead, rows[0])
+    return RowDims((*lead, rows[0]), rows)

@@ -1,0 +1,114 @@
+"""Operator name -> rule. A new operator is one line here."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from secateur.graph.rules.convolution import channelwise_rule, convolution_rule
+from secateur.graph.rules.einsum import (
+    SIGNATURES,
+    attention_rule,
+    einsum_rule,
+    embedding_rule,
+    matmul_rule,
+    signature_rule,
+)
+from secateur.graph.rules.movement import (
+    cat_rule,
+    expand_rule,
+    index_rule,
+    index_select_rule,
+    pad_rule,
+    permute_rule,
+    repeat_rule,
+    select_rule,
+    slice_rule,
+    split_rule,
+    squeeze_rule,
+    stack_rule,
+    unbind_rule,
+    unsqueeze_rule,
+    view_rule,
+)
+from secateur.graph.rules.normalisation import (
+    batch_norm_rule,
+    cumulative_rule,
+    group_norm_rule,
+    instance_norm_rule,
+    layer_norm_rule,
+    reduction_rule,
+    softmax_rule,
+)
+from secateur.graph.rules.pointwise import filled_rule, made_rule, pointwise_rule, same_rule
+from secateur.graph.rules.recurrent import recurrent_cell_rule, recurrent_rule
+from secateur.graph.typing import Typing, operator_name
+
+Rule = Callable[[Typing, fx.Node], Any]
+
+_FAMILIES: dict[Rule, str] = {
+    matmul_rule: "matmul",
+    einsum_rule: "einsum",
+    embedding_rule: "embedding",
+    attention_rule: "scaled_dot_product_attention",
+    convolution_rule: (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
+    ),
+    channelwise_rule: (
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d "
+        "upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d"
+    ),
+    batch_norm_rule: "batch_norm",
+    instance_norm_rule: "instance_norm",
+    layer_norm_rule: "layer_norm rms_norm",
+    group_norm_rule: "group_norm",
+    softmax_rule: "softmax log_softmax _softmax _log_softmax",
+    reduction_rule: (
+        "sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp"
+    ),
+    cumulative_rule: "cumsum cumprod flip roll sort topk",
+    view_rule: "view reshape flatten unflatten _unsafe_view view_as reshape_as",
+    permute_rule: "permute transpose t swapaxes numpy_T",
+    squeeze_rule: "squeeze",
+    unsqueeze_rule: "unsqueeze",
+    expand_rule: "expand expand_as broadcast_to",
+    repeat_rule: "repeat",
+    cat_rule: "cat concat",
+    stack_rule: "stack",
+    split_rule: "split split_with_sizes chunk",
+    unbind_rule: "unbind",
+    select_rule: "select",
+    slice_rule: "slice",
+    pad_rule: "pad constant_pad_nd",
+    index_rule: "index",
+    index_select_rule: "index_select",
+    same_rule: (
+        "contiguous clone alias detach to _to_copy type_as lift_fresh_copy dropout feature_dropout "
+        "alpha_dropout native_dropout zeros_like ones_like full_like empty_like copy"
+    ),
+    filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
+    made_rule: "arange linspace tril_indices eye rand randn",
+    recurrent_rule: "lstm gru rnn_tanh rnn_relu",
+    recurrent_cell_rule: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+}
+
+RULES: dict[str, Rule] = {
+    f"aten.{name}": rule for rule, names in _FAMILIES.items() for name in names.split()
+} | {name: partial(signature_rule, signature=signature) for name, signature in SIGNATURES.items()}
+
+# Pointwise operators that torch does not tag so.
+_POINTWISE = frozenset(
+    f"aten.{name}" for name in "masked_fill where prelu gelu hardswish hardsigmoid lerp addcmul addcdiv".split()
+)
+
+
+def rule_for(node: fx.Node) -> Rule | None:
+    """The rule of `node`'s operator; None when there is none."""
+    name = operator_name(node)
+    if name in RULES:
+        return RULES[name]
+    is_tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return pointwise_rule if is_tagged or name in _POINTWISE else None

@@ -1,0 +1,180 @@
+"""Inference: walk the program once, and give every dimension of every tensor its type."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from secateur.graph.axes import Dims, DimType, Fixed
+from secateur.graph.trace import Program
+from secateur.graph.unify import Unifier
+
+ONE_UNIT = "holds one position only"
+
+
+@dataclass(frozen=True)
+class RowDims:
+    """The types of a tensor whose last dimension is another axis at each index of the first.
+
+    The final hidden state of a stacked recurrent network: (layers, batch, hidden of that layer).
+    """
+
+    dims: Dims
+    rows: Dims
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An operator sums over `dim`, which is dimension `at` of the parameter `source`.
+
+    No source: both factors are activations. No `at`: the parameter was reshaped on its way.
+    """
+
+    dim: DimType
+    source: str | None = None
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class MacTerm:
+    """Multiply-adds of one operator: `times` x the product of the sizes of `dims`."""
+
+    node: str
+    times: int
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The integer `value` in the call of `node` is the number of positions of `dim`."""
+
+    node: fx.Node
+    value: int
+    dim: DimType
+
+
+@dataclass(frozen=True)
+class Remark:
+    """`dim` is not removed exactly, and why."""
+
+    dim: DimType
+    text: str
+
+
+Types = Dims | RowDims | None
+
+
+@dataclass
+class Typing:
+    """Everything inference knows: types of values and parameters, and facts about axes."""
+
+    program: Program
+    unifier: Unifier = field(default_factory=Unifier)
+    values: dict[fx.Node, Types | list[Types]] = field(default_factory=dict)
+    state: dict[str, Dims] = field(default_factory=dict)
+    families: list[tuple[DimType, ...]] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+    mac_terms: list[MacTerm] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
+
+    def dims(self, value: Any) -> Dims:
+        """The types of a tensor argument, one for each dimension."""
+        types = self.values.get(value) if isinstance(value, fx.Node) else None
+        if isinstance(types, RowDims):
+            return self._merge_rows(types)
+        if not isinstance(types, tuple):
+            raise AssertionError(f"{value} is not a typed tensor")
+        return types
+
+    def fresh(self, shape: Sequence[int]) -> Dims:
+        """A new axis for each dimension."""
+        return tuple(self.unifier.fresh(n) if n > 1 else Fixed(n, ONE_UNIT) for n in shape)
+
+    def unify(self, a: DimType, b: DimType) -> DimType:
+        """Tie two types and give the result."""
+        self.unifier.unify(a, b)
+        return a
+
+    def fix(self, dims: Sequence[DimType], reason: str) -> None:
+        """Make all leaves of `dims` unremovable."""
+        for dim in dims:
+            self.unifier.fix(dim, reason)
+
+    def contract(self, dim: DimType, operand: Any) -> None:
+        """Note that `dim` is summed over against `operand`."""
+        source = self.source(operand)
+        at = next((k for k, own in enumerate(self.state[source]) if own == dim), None) if source else None
+        self.contractions.append(Contraction(dim, source, at))
+
+    def remark(self, dim: DimType, text: str) -> None:
+        """Note that removing part of `dim` is not exact."""
+        self.remarks.append(Remark(dim, text))
+
+    def constant(self, node: fx.Node, dim: DimType) -> None:
+        """Note that the call of `node` names the size of `dim` as a number."""
+        self.constants.append(Constant(node, dim.size, dim))
+
+    def count_macs(self, node: fx.Node, dims: Sequence[DimType], times: int = 1) -> None:
+        """Note what `node` costs."""
+        self.mac_terms.append(MacTerm(node.name, times, tuple(dims)))
+
+    def source(self, value: Any) -> str | None:
+        """The parameter that `value` is, possibly moved around or cast but not computed with."""
+        while isinstance(value, fx.Node):
+            if value.op == "placeholder":
+                return self.program.names.get(str(value.target))
+            if operator_name(value) not in MOVES_ONLY:
+                return None
+            value = value.args[0]
+        return None
+
+    def _merge_rows(self, types: RowDims) -> Dims:
+        for row in types.rows[1:]:
+            self.unifier.unify(types.rows[0], row)
+        return (*types.dims[:-1], types.rows[0])
+
+
+MOVES_ONLY = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view reshape permute transpose t expand contiguous clone alias detach to _to_copy "
+        "select slice squeeze unsqueeze flatten unflatten movedim split chunk unbind swapaxes lift_fresh_copy"
+    ).split()
+) | {"getitem"}
+
+
+def operator_name(node: fx.Node) -> str:
+    """Name of the operator without overload and without the mark of in-place operators.
+
+    >>> graph = fx.Graph()
+    >>> x = graph.placeholder("x")
+    >>> operator_name(graph.call_function(torch.ops.aten.relu_.default, (x,)))
+    'aten.relu'
+    """
+    target = node.target
+    if hasattr(target, "_schema"):
+        namespace, name = target._schema.name.split("::")
+        return f"{namespace}.{name.rstrip('_') if not name.startswith('__') else name}"
+    return getattr(target, "__name__", str(target))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | list[tuple[int, ...]] | None:
+    """Shape of what `node` gives: one, a list for several tensors, None for no tensor."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return tuple(int(n) for n in value.shape)
+    if isinstance(value, tuple | list):
+        return [tuple(int(n) for n in v.shape) if isinstance(v, Tensor) else () for v in value]
+    return None
+
+
+def arguments(node: fx.Node) -> Mapping[str, Any]:
+    """Arguments of an operator by the names of its schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    named.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+    named.update(node.kwargs)
+    return named

@@ -1,0 +1,205 @@
+"""The values that pass between the floors: frozen, small, and without behaviour of their own."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where the units of a group lie along one dimension of one parameter or buffer.
+
+    Attributes:
+        parameter: qualified name in the model's state.
+        dim: the dimension that is cut.
+        index: int64 (units, span): the positions along `dim` that each unit owns.
+        first: the unit of the group that row 0 of `index` belongs to.
+        masked: masking a unit zeroes these positions (as a rule, its consumers' input slices).
+        trained: a parameter; False for a buffer.
+    """
+
+    parameter: str
+    dim: int
+    index: Tensor
+    first: int = 0
+    masked: bool = False
+    trained: bool = True
+
+    def positions(self, units: Tensor) -> Tensor:
+        """The positions along `dim` that `units` (a bool mask over the group) own, int64."""
+        return self.index[units[self.first : self.first + len(self.index)]].flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All parameter slices that must be cut with the same indices.
+
+    Attributes:
+        name: unique in the model; the parameter or module that produces the units.
+        size: number of units, all rows together.
+        slices: every place where the units lie.
+        granularity: the kind of unit: "channel", "channel_group", "neuron", "head", "head_dim", "hidden".
+        rows: units fall into this many equal rows (the layers of a stacked LSTM, say), and each
+            row keeps equally many. 1: no such constraint.
+        exact: removing a unit equals zeroing what its consumers see.
+        note: why the group is not exact; empty if it is.
+        multiple_of: the kept width of a row must be a multiple of this.
+        minimum: the least width of a row.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    granularity: str = "channel"
+    rows: int = 1
+    exact: bool = True
+    note: str = ""
+    multiple_of: int = 1
+    minimum: int = 1
+
+    @property
+    def width(self) -> int:
+        """Units in one row."""
+        return self.size // self.rows
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds on the cost, each a fraction in (0, 1] of the cost of the model given.
+
+    >>> Budget(macs=0.5)
+    Budget(macs=0.5, params=None)
+    """
+
+    macs: float | None = None
+    params: float | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs for one call with the example inputs.
+
+    Attributes:
+        macs: multiply-adds (one multiply-add = 1).
+        params: number of parameter elements; tied ones count once.
+        memory_bytes: bytes of parameters and buffers.
+        latency_s: median seconds of a call; None when it was not timed.
+        latency_iqr_s: interquartile range of the timings; None when it was not timed.
+    """
+
+    macs: int
+    params: int
+    memory_bytes: int
+    latency_s: float | None = None
+    latency_iqr_s: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Damage against sparsity for one group, paired with the baseline sample by sample.
+
+    Attributes:
+        group: name of the group.
+        widths: units kept in each row, strictly decreasing; the first is the whole row.
+        sparsities: fraction of units removed at each level, ascending; the first is 0.
+        damage: float64 (levels, samples): metric lost on each sample; positive = worse.
+        loss_damage: float64 (levels, samples): loss gained on each sample; positive = worse.
+    """
+
+    group: str
+    widths: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    damage: Floats
+    loss_damage: Floats
+
+    def mean(self) -> Floats:
+        """Mean metric damage at each level, float64 (levels,)."""
+        return np.asarray(self.damage.mean(axis=1))
+
+    def standard_error(self) -> Floats:
+        """Standard error of the mean metric damage at each level, float64 (levels,)."""
+        samples = self.damage.shape[1]
+        return np.asarray(self.damage.std(axis=1, ddof=1) / np.sqrt(samples))
+
+
+Curves = Mapping[str, Curve]
+
+
+class Status(enum.Enum):
+    """How an allocation ended; the value is what the user reads."""
+
+    FOUND = "within the budget"
+    INFEASIBLE = "no choice meets the budget: raise it, or scan higher sparsities"
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One chosen curve point for each group.
+
+    Attributes:
+        levels: index into each group's curve.
+        widths: units kept in a row of each group.
+        damage: predicted: the sum of the single damages at the chosen points.
+        cost: predicted, in the unit of the budget.
+        status: whether the budget is met.
+    """
+
+    levels: Mapping[str, int]
+    widths: Mapping[str, int]
+    damage: float
+    cost: float
+    status: Status = Status.FOUND
+
+
+@dataclass(frozen=True)
+class FixedAxis:
+    """A parameter dimension (or part of one) that no group holds, and why.
+
+    Attributes:
+        parameter: qualified name.
+        dim: the dimension.
+        size: number of positions that are fixed.
+        reason: what fixed it, in words.
+    """
+
+    parameter: str
+    dim: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """An attribute of a module that was changed so that its forward pass fits the cut tensors."""
+
+    module: str
+    attribute: str
+    before: int | tuple[int, ...]
+    after: int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A thing worth telling the user: where, and what."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Per-sample results of a model on a data set.
+
+    Attributes:
+        metric: float64 (samples,), as the metric gives it (not turned by its direction).
+        loss: float64 (samples,).
+    """
+
+    metric: Floats
+    loss: Floats = field(default_factory=lambda: np.zeros(0))
