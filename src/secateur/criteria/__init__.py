@@ -1,0 +1,1 @@
+"""Scores of units, from statistics of one data pass."""

@@ -1,0 +1,1 @@
+"""Programs, typed dimensions, and the groups read off them."""

@@ -1,9 +1,9 @@
 """The types of dimensions: leaves, and how leaves are laid out in one dimension.
 
-    Axis(7, 64)                       64 units that may be removed
-    Fixed(10)                         10 positions that may not
-    Product((Axis(1, 12), Axis(2, 64)))   768 positions: 12 heads x 64 head dimensions, row-major
-    Concat((Axis(3, 32), Axis(4, 32)))    64 positions: one axis beside the other
+Axis(7, 64)                       64 units that may be removed
+Fixed(10)                         10 positions that may not
+Product((Axis(1, 12), Axis(2, 64)))   768 positions: 12 heads x 64 head dimensions, row-major
+Concat((Axis(3, 32), Axis(4, 32)))    64 positions: one axis beside the other
 """
 
 import math

@@ -110,8 +110,7 @@ def is_ignored(name: str, ignore: Collection[str]) -> bool:
     (True, False)
     """
     return any(
-        name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
-        for pattern in ignore
+        name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern) for pattern in ignore
     )
 
 
@@ -139,8 +138,7 @@ def _group(typing: Typing, family: tuple[int, ...], slices: dict[int, list[Slice
     for row, id_ in enumerate(family):
         bare = _is_summed_bare(typing, id_)
         own += [
-            replace(s, first=row * width, masked=s.trained and (bare or _is_consumer(typing, s)))
-            for s in slices[id_]
+            replace(s, first=row * width, masked=s.trained and (bare or _is_consumer(typing, s))) for s in slices[id_]
         ]
     notes = [r.text for r in typing.remarks if set(family) & _ids(typing, r.dim)]
     return Group(

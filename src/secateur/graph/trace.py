@@ -19,6 +19,7 @@ class Program:
     """A traced model.
 
     Attributes:
+        model: the traced module itself, not a copy.
         exported: the ATen program of the model in eval mode.
         args: the example inputs it was traced with.
         kwargs: likewise, by keyword.
@@ -30,6 +31,7 @@ class Program:
         model_type: qualified name of the model's class.
     """
 
+    model: nn.Module
     exported: ExportedProgram
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -75,6 +77,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     inputs = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = named_state(model)
     return Program(
+        model=model,
         exported=exported,
         args=args,
         kwargs=kwargs,
@@ -123,8 +126,7 @@ def check_finite_weights(model: nn.Module) -> None:
             bad = int((~tensor.detach().isfinite()).sum())
             if bad and name in dict(model.named_parameters(remove_duplicate=False)):
                 raise NumericalError(
-                    f"parameter {name!r} holds {bad} values that are NaN or infinite; "
-                    "load sound weights before pruning"
+                    f"parameter {name!r} holds {bad} values that are NaN or infinite; load sound weights before pruning"
                 )
 
 

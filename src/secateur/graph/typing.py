@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from secateur.graph.axes import Dims, DimType, Fixed
@@ -139,10 +138,32 @@ class Typing:
 
 MOVES_ONLY = frozenset(
     f"aten.{name}"
-    for name in (
-        "view reshape permute transpose t expand contiguous clone alias detach to _to_copy "
-        "select slice squeeze unsqueeze flatten unflatten movedim split chunk unbind swapaxes lift_fresh_copy"
-    ).split()
+    for name in [
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "to",
+        "_to_copy",
+        "select",
+        "slice",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "unflatten",
+        "movedim",
+        "split",
+        "chunk",
+        "unbind",
+        "swapaxes",
+        "lift_fresh_copy",
+    ]
 ) | {"getitem"}
 
 

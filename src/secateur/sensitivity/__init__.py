@@ -1,0 +1,1 @@
+"""Damage against sparsity, measured."""

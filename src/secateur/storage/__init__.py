@@ -1,0 +1,1 @@
+"""Files: atomic writes, saved models, run directories, measured points."""

@@ -1,0 +1,1 @@
+"""Plans, masking, cutting, repair."""

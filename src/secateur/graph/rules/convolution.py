@@ -26,7 +26,11 @@ def convolution_rule(typing: Typing, node: fx.Node) -> Dims:
     typing.contract(weight[0] if transposed and groups == 1 else weight[1] if not transposed else into, named["weight"])
     shape = shape_of(node)
     assert isinstance(shape, tuple)
-    result = (*inputs[: len(inputs) - space - 1], out, *(Fixed(n, SPACE) for n in shape[len(shape) - space :]))
+    result = (
+        *inputs[: len(inputs) - space - 1],
+        out,
+        *(Fixed(n, SPACE) for n in shape[len(shape) - space :]),
+    )
     # Each weight meets every output position once (every input position when transposed).
     met = inputs if transposed else result
     typing.count_macs(node, [*met[: len(met) - space - 1], *met[len(met) - space :], *weight])

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from secateur.graph.axes import Dims, DimType, Fixed, Product
+from secateur.graph.axes import Dims, DimType, Product
 from secateur.graph.typing import Typing, arguments
 
 
@@ -96,7 +96,9 @@ def _keys(name: str, letters: dict[str, DimType]) -> list[str]:
     if not name.startswith("*"):
         return [name]
     stem = name[1:]
-    numbers = sorted((int(key[len(stem) :]) for key in letters if key[: len(stem)] == stem and key != stem), reverse=True)
+    numbers = sorted(
+        (int(key[len(stem) :]) for key in letters if key[: len(stem)] == stem and key != stem), reverse=True
+    )
     return [f"{stem}{number}" for number in numbers]
 
 
@@ -114,18 +116,26 @@ def _note_contraction(typing: Typing, holders: list[tuple[Any, DimType]]) -> Non
         typing.contract(dim, value)
 
 
+_Letters = tuple[str, ...]
+# By the ranks of the operands; 3 stands for three and more.
+MATMUL: dict[tuple[int, int], tuple[_Letters, _Letters, _Letters]] = {
+    (1, 1): (("i",), ("i",), ()),
+    (1, 2): (("i",), ("i", "o"), ("o",)),
+    (2, 1): (("n", "i"), ("i",), ("n",)),
+    (2, 2): (("n", "i"), ("i", "o"), ("n", "o")),
+    (3, 1): (("*b", "i"), ("i",), ("*b",)),
+    (1, 3): (("i",), ("*b", "i", "o"), ("*b", "o")),
+    (3, 2): (("*b", "i"), ("i", "o"), ("*b", "o")),
+    (2, 3): (("n", "i"), ("*b", "i", "o"), ("*b", "n", "o")),
+    (3, 3): (("*b", "n", "i"), ("*b", "i", "o"), ("*b", "n", "o")),
+}
+
+
 def matmul_rule(typing: Typing, node: fx.Node) -> Dims:
     """`aten.matmul`: the letters depend on the ranks of the operands."""
     named = arguments(node)
     a, b = named["self"], named["other"]
-    left = ("i",) if len(typing.dims(a)) == 1 else ("*b", "n", "i")
-    right = ("i",) if len(typing.dims(b)) == 1 else ("*b", "i", "o")
-    result = tuple(k for k in ("*b", "n", "o") if k in left + right)
-    if len(typing.dims(b)) == 2:
-        left, right = ("*b", "i"), ("i", "o")
-        result = ("*b", "o")
-        if len(typing.dims(a)) == 1:
-            left, result = ("i",), ("o",)
+    left, right, result = MATMUL[min(len(typing.dims(a)), 3), min(len(typing.dims(b)), 3)]
     return contract(typing, node, [(a, left), (b, right)], result)
 
 
@@ -161,8 +171,7 @@ def attention_rule(typing: Typing, node: fx.Node) -> Dims:
         batch = query[:-2]
     else:
         batch = tuple(
-            _join(typing, _join(typing, q, k), v)
-            for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True)
+            _join(typing, _join(typing, q, k), v) for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True)
         )
     head_dim = typing.unify(query[-1], key[-1])
     typing.unify(key[-2], value[-2])
@@ -173,4 +182,3 @@ def attention_rule(typing: Typing, node: fx.Node) -> Dims:
     typing.count_macs(node, [*batch, query[-2], key[-2], head_dim])
     typing.count_macs(node, [*batch, query[-2], key[-2], value[-1]])
     return (*batch, query[-2], value[-1])
-

@@ -74,9 +74,7 @@ def reduction_rule(typing: Typing, node: fx.Node) -> Types:
             typing.fix([dims[number]], f"{name} is taken over it")
     keep = bool(named.get("keepdim", False))
     result = tuple(
-        Fixed(1) if number in reduced else dim
-        for number, dim in enumerate(dims)
-        if keep or number not in reduced
+        Fixed(1) if number in reduced else dim for number, dim in enumerate(dims) if keep or number not in reduced
     )
     shapes = shape_of(node)
     return [result for _ in shapes] if isinstance(shapes, list) else result  # type: ignore[return-value]
@@ -97,4 +95,3 @@ def _reduced(dim: int | list[int] | None, rank: int) -> set[int]:
         return set(range(rank))
     numbers = dim if isinstance(dim, list | tuple) else [dim]
     return {number % rank for number in numbers}
-

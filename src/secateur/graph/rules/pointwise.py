@@ -42,7 +42,7 @@ def filled_rule(typing: Typing, node: fx.Node) -> Dims:
 
 
 def made_rule(typing: Typing, node: fx.Node) -> Dims:
-    """arange and its kin: positions differ and no module holds them, so they stay."""
+    """Arange and its kin: positions differ and no module holds them, so they stay."""
     shape = shape_of(node)
     assert isinstance(shape, tuple)
     return tuple(Fixed(n, MADE_IN_FORWARD) for n in shape)

@@ -53,9 +53,7 @@ _FAMILIES: dict[Rule, str] = {
     einsum_rule: "einsum",
     embedding_rule: "embedding",
     attention_rule: "scaled_dot_product_attention",
-    convolution_rule: (
-        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
-    ),
+    convolution_rule: ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
     channelwise_rule: (
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
         "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d "
@@ -66,9 +64,7 @@ _FAMILIES: dict[Rule, str] = {
     layer_norm_rule: "layer_norm rms_norm",
     group_norm_rule: "group_norm",
     softmax_rule: "softmax log_softmax _softmax _log_softmax",
-    reduction_rule: (
-        "sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp"
-    ),
+    reduction_rule: ("sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp"),
     cumulative_rule: "cumsum cumprod flip roll sort topk",
     view_rule: "view reshape flatten unflatten _unsafe_view view_as reshape_as",
     permute_rule: "permute transpose t swapaxes numpy_T",
@@ -95,13 +91,24 @@ _FAMILIES: dict[Rule, str] = {
     recurrent_cell_rule: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 
-RULES: dict[str, Rule] = {
-    f"aten.{name}": rule for rule, names in _FAMILIES.items() for name in names.split()
-} | {name: partial(signature_rule, signature=signature) for name, signature in SIGNATURES.items()}
+RULES: dict[str, Rule] = {f"aten.{name}": rule for rule, names in _FAMILIES.items() for name in names.split()} | {
+    name: partial(signature_rule, signature=signature) for name, signature in SIGNATURES.items()
+}
 
 # Pointwise operators that torch does not tag so.
 _POINTWISE = frozenset(
-    f"aten.{name}" for name in "masked_fill where prelu gelu hardswish hardsigmoid lerp addcmul addcdiv".split()
+    f"aten.{name}"
+    for name in [
+        "masked_fill",
+        "where",
+        "prelu",
+        "gelu",
+        "hardswish",
+        "hardsigmoid",
+        "lerp",
+        "addcmul",
+        "addcdiv",
+    ]
 )
 
 

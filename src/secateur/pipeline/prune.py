@@ -1,0 +1,297 @@
+"""`prune`: from a trained model to a smaller one, a certificate and a report."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.allocation.certificate import Certificate, certify_paired
+from secateur.criteria.criterion import Criterion
+from secateur.criteria.rules import Magnitude, Random, Taylor
+from secateur.data import Batches, BatchFn, as_batches
+from secateur.errors import ArgumentError, BudgetError
+from secateur.graph.groups import structure
+from secateur.graph.trace import trace
+from secateur.measures.evaluate import check_decomposable, evaluate
+from secateur.measures.macs import count_macs
+from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.pipeline.calibration import first_samples
+from secateur.pipeline.cuttable import cuttable_groups
+from secateur.pipeline.reporting import Story, tell
+from secateur.pipeline.result import Result
+from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
+from secateur.pipeline.search import Search, descend, descend_guarded, reachable_grid, threshold
+from secateur.pipeline.task import Task
+from secateur.progress import NoProgress, Progress
+from secateur.sensitivity.scan import SPARSITIES
+from secateur.storage.curve_store import CurveStore
+from secateur.storage.run_directory import open_run
+from secateur.surgery.plan import Plan
+from secateur.training.loop import Retraining
+from secateur.training.schedules import Schedule, resolve_schedule
+from secateur.types import Budget, Note
+
+CONTROLS = ("random", "uniform-magnitude")
+LEAST_MACS = 0.1
+
+
+def prune(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    validation: Any,
+    train: Any = None,
+    test: Any = None,
+    calibration: Any = None,
+    metric: Any = "accuracy",
+    loss: Any = "cross_entropy",
+    higher_is_better: bool | None = None,
+    tolerance: float | None = None,
+    budget: Budget | None = None,
+    criterion: Criterion | None = None,
+    sparsities: Sequence[float] = SPARSITIES,
+    folds: int = 5,
+    schedule: str | Schedule = "cubic",
+    rounds: int = 4,
+    retrain: Retraining | None = None,
+    repair: bool = True,
+    controls: Sequence[str] = CONTROLS,
+    ignore: Sequence[str] = (),
+    batch_fn: BatchFn | None = None,
+    confidence: float = 0.95,
+    calibration_samples: int = 512,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Make a trained model smaller, within a tolerance or down to a budget.
+
+    Measures how sensitive the output is to every group, chooses thresholds by cross-validation, cuts the
+    user's own module, repairs it without labels, retrains it if asked, and certifies on test data what
+    it cost.
+
+    Args:
+        model: a trained module; it is not changed.
+        args: example inputs, batch dimension first.
+        validation: batches that choose: curves, folds, acceptance of rounds.
+        train: batches to retrain on, and to calibrate on unless `calibration` is given.
+        test: batches for the certificate, read after all choices are made; None = no certificate.
+        calibration: batches for scores and repair.
+        metric: name, function or torchmetrics-like object; see `resolve_metric`.
+        loss: name, function or loss module; see `resolve_loss`.
+        higher_is_better: direction of a metric that is a function.
+        tolerance: damage allowed, in units of the metric, in (0, 1).
+        budget: cost allowed, as fractions of the dense model's. Exactly one of the two.
+        criterion: scores units; default `Taylor()`.
+        sparsities: levels of the scan, in (0, 1).
+        folds: of the cross-validation.
+        schedule: "one-shot", "linear", "cubic" or "exponential": how fast the rounds go down.
+        rounds: of cut, repair and retraining.
+        retrain: how to retrain in each round; None = no training at all, one round.
+        repair: refit consumers and recalibrate batch norm after each cut.
+        controls: naive rules run at the same multiply-adds: "random", "uniform-magnitude".
+        ignore: names or globs of modules whose units must stay.
+        batch_fn: takes apart batches of an unusual shape.
+        confidence: of the certificate.
+        calibration_samples: at most so many samples are read for scores and repair.
+        seed: of everything random.
+        run_dir: where the run keeps what it needs to resume after a kill.
+        progress: shown while running.
+
+    Raises:
+        ArgumentError: both or neither of tolerance and budget, or a value outside its range.
+        BudgetError: no allocation meets the budget.
+        TraceError: the model cannot be exported.
+        DataError, MetricError, NumericalError: unusable data, metric or values.
+    """
+    _check_arguments(tolerance, budget, rounds, folds, controls)
+    if train is None and calibration is None:
+        raise ArgumentError("there is neither train nor calibration data; scores and repair need one of them")
+    if retrain is not None and train is None:
+        raise ArgumentError("retrain is given but train is not; pass train=batches of (inputs, targets)")
+    clock = _Clock(progress or NoProgress())
+    found_metric = resolve_metric(metric, higher_is_better)
+    held = as_batches(validation, "validation", batch_fn)
+    with contextlib.ExitStack() as stack:
+        settings = {
+            "tolerance": tolerance, "budget": repr(budget), "metric": found_metric.name, "criterion": repr(criterion),
+            "sparsities": list(sparsities), "folds": folds, "schedule": str(schedule), "rounds": rounds,
+            "retrain": repr(retrain), "repair": repair, "controls": list(controls), "ignore": list(ignore), "seed": seed,
+        }  # fmt: skip
+        run = stack.enter_context(open_run(Path(run_dir), settings)) if run_dir is not None else None
+        store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite")) if run_dir is not None else None
+        with clock.stage("baseline"):
+            program = trace(model, args)
+            baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
+            check_decomposable(model, held, metric=found_metric, found=baseline)
+        with clock.stage("trial cuts"):
+            groups, left = cuttable_groups(model, program, structure(program, ignore).groups)
+        task = Task(
+            model=model,
+            args=args,
+            train=None if train is None else as_batches(train, "train", batch_fn),
+            calibration=first_samples(
+                as_batches(calibration if calibration is not None else train, "calibration", batch_fn),
+                calibration_samples,
+            ),
+            validation=held,
+            metric=found_metric,
+            loss=loss,
+            baseline=baseline,
+            dense_macs=count_macs(model, args),
+            ignore=(*ignore, *_names_to_ignore(program, groups, ignore)),
+            criterion=criterion or Taylor(),
+            sparsities=sparsities,
+            repair=repair,
+            retrain=retrain,
+            seed=seed,
+            run_dir=None if run is None else Path(run.path),
+            store=store,
+            progress=clock.progress,
+        )
+        if not groups:
+            raise BudgetError(
+                f"{type(model).__name__} has no group that can be cut: " + "; ".join(n.text for n in left[:3])
+            )
+        return _run(
+            task, clock, left, tolerance, budget, test, folds=folds, schedule=resolve_schedule(schedule, rounds=rounds),
+            controls=controls, confidence=confidence, batch_fn=batch_fn,
+        )  # fmt: skip
+
+
+def _run(
+    task: Task,
+    clock: "_Clock",
+    left: tuple[Note, ...],
+    tolerance: float | None,
+    budget: Budget | None,
+    test: Any,
+    *,
+    folds: int,
+    schedule: Schedule,
+    controls: Sequence[str],
+    confidence: float,
+    batch_fn: BatchFn | None,
+) -> Result:
+    with clock.stage("scores"):
+        scene = set_scene(task, task.model)
+    with clock.stage("scan"):
+        curves = measured_curves(task, scene)
+    final = _macs_fraction(task, budget)
+    with clock.stage("cross-validation"):
+        grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
+        picture, choice = threshold(task, scene, curves, budgets=grid, k=folds, tolerance=tolerance)
+    with clock.stage("rounds"):
+        if final is not None:
+            targets = _targets(schedule, final) if task.retrain is not None else [final]
+            search = descend(task, targets, allocator=ByCurves(task), first=scene, name="rounds")
+        else:
+            assert tolerance is not None and choice is not None
+            start = [choice.budget] if choice.index is not None and choice.budget < 1 else []
+            later = [t for t in _targets(schedule, LEAST_MACS) if not start or t < start[0]]
+            targets = start + later if task.retrain is not None else start
+            search = descend_guarded(task, targets, tolerance=tolerance, first=scene, curves=curves)
+    best = search.best
+    with clock.stage("controls"):
+        naive = {name: _control(task, name, search) for name in controls} if best is not None else {}
+    with clock.stage("certificate"):
+        small = best.model if best is not None else task.factory().eval()
+        certificate = _certify(task, small, test, tolerance, confidence, batch_fn)
+    with clock.stage("costs"):
+        story = Story(
+            task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
+            certificate=certificate, left=left, small=small, tolerance=tolerance, budget=budget, timings=clock.timings,
+        )  # fmt: skip
+        data = tell(story)
+    damage = best.damage if best is not None else measured_damage(task, small)
+    plan = best.plan if best is not None else Plan({}, {})
+    return Result(small, task.model, plan, damage, certificate, curves, data)
+
+
+def _targets(schedule: Schedule, final: float) -> list[float]:
+    """Fractions of the dense multiply-adds, round by round, ending at `final`."""
+    return [1 - (1 - final) * schedule(number) for number in range(schedule.rounds)]
+
+
+def _macs_fraction(task: Task, budget: Budget | None) -> float | None:
+    if budget is None:
+        return None
+    if budget.macs is None:
+        raise ArgumentError("Budget(params=...) alone is not supported yet; pass Budget(macs=fraction)")
+    return budget.macs
+
+
+def _control(task: Task, name: str, search: Search) -> Search:
+    """A naive rule at the same multiply-adds, round by round, with the same repair and retraining."""
+    criterion: Criterion = Random(task.seed) if name == "random" else Magnitude()
+    same = [r.macs for r in search.rounds if r.number in search.kept]
+    return descend(replace(task, criterion=criterion), same, allocator=uniformly, first=None, name=f"controls/{name}")
+
+
+def _certify(
+    task: Task,
+    small: nn.Module,
+    test: Any,
+    tolerance: float | None,
+    confidence: float,
+    batch_fn: BatchFn | None,
+) -> Certificate | None:
+    if test is None:
+        return None
+    data: Batches = as_batches(test, "test", batch_fn)
+    loss = resolve_loss(task.loss)
+    before = evaluate(task.model, data, metric=task.metric, loss=loss)
+    after = evaluate(small, data, metric=task.metric, loss=loss)
+    return certify_paired(
+        before.metric,
+        after.metric,
+        tolerance=tolerance if tolerance is not None else 0.01,
+        confidence=confidence,
+        higher_is_better=task.metric.higher_is_better,
+        bounds=task.metric.bounds,
+        metric=task.metric.name,
+    )
+
+
+def _names_to_ignore(program: Any, groups: Sequence[Any], ignore: Sequence[str]) -> list[str]:
+    """One parameter of every group that cannot be cut; fixing it fixes the group."""
+    kept = {group.name for group in groups}
+    return [g.slices[0].parameter for g in structure(program, ignore).groups if g.name not in kept and g.exact]
+
+
+def _check_arguments(
+    tolerance: float | None, budget: Budget | None, rounds: int, folds: int, controls: Sequence[str]
+) -> None:
+    if (tolerance is None) == (budget is None):
+        raise ArgumentError(f"pass exactly one of tolerance and budget; got tolerance={tolerance}, budget={budget}")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
+    for name, value in (("macs", budget and budget.macs), ("params", budget and budget.params)):
+        if value is not None and not 0 < value <= 1:
+            raise ArgumentError(f"Budget({name}={value}) must lie in (0, 1]: a fraction of the dense model's cost")
+    if rounds < 1 or folds < 2:
+        raise ArgumentError(f"rounds={rounds} must be at least 1 and folds={folds} at least 2")
+    unknown = sorted(set(controls) - set(CONTROLS))
+    if unknown:
+        raise ArgumentError(f"control {unknown[0]!r} is not known; use any of {list(CONTROLS)}")
+
+
+class _Clock:
+    """Remembers how long each stage took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.timings: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] = time.perf_counter() - start

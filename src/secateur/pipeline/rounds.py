@@ -1,0 +1,243 @@
+"""One round: score, allocate, cut, repair, retrain, and compare with the fixed baseline."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from secateur.allocation.knapsack import allocate, uniform_allocation
+from secateur.criteria.collect import collect
+from secateur.criteria.criterion import score
+from secateur.errors import BudgetError
+from secateur.graph.costs import CostModel, cost_model
+from secateur.graph.groups import structure
+from secateur.graph.trace import Program, trace
+from secateur.measures.evaluate import damage, evaluate
+from secateur.measures.metrics import resolve_loss
+from secateur.pipeline.task import Damage, Task, summarise
+from secateur.sensitivity.probe import Probe, probe
+from secateur.sensitivity.scan import measure_curves
+from secateur.storage.saved_model import load_model, save_model
+from secateur.surgery.cut import cut_model
+from secateur.surgery.plan import Plan, plan_widths
+from secateur.surgery.repair import repair
+from secateur.training.loop import retrain
+from secateur.types import Curves, Group, Rewrite, Status
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A model at the start of a round, and all that is known of it.
+
+    Attributes:
+        model: as it is now.
+        program: traced from it.
+        groups: what may be cut.
+        cost: what it would cost at other widths.
+        probe: measures damage against the fixed baseline.
+    """
+
+    model: nn.Module
+    program: Program
+    groups: tuple[Group, ...]
+    cost: CostModel
+    probe: Probe
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a round gave.
+
+    Attributes:
+        number: counted from 1.
+        target: fraction of the dense multiply-adds that was aimed at.
+        macs: fraction that was reached.
+        model: the result.
+        plan: from the dense model to this one.
+        rewrites: attributes that this round's cut changed.
+        cut: damage right after the cut.
+        repaired: damage after repair; None without repair.
+        retrained: damage after retraining; None without retraining.
+    """
+
+    number: int
+    target: float
+    macs: float
+    model: nn.Module
+    plan: Plan
+    rewrites: tuple[Rewrite, ...]
+    cut: Damage
+    repaired: Damage | None
+    retrained: Damage | None
+
+    @property
+    def damage(self) -> Damage:
+        """The damage of the result."""
+        return self.retrained or self.repaired or self.cut
+
+
+class Allocator(Protocol):
+    """Chooses the width of every group so that the cost is at most `macs`."""
+
+    def __call__(self, scene: Scene, macs: float) -> Mapping[str, int]:
+        """Group name -> units kept in a row."""
+
+
+def set_scene(task: Task, model: nn.Module) -> Scene:
+    """Trace, find groups, score them, and make ready to measure."""
+    program = trace(model, task.args)
+    found = structure(program, task.ignore)
+    groups = tuple(group for group in found.groups if group.exact and group.width > 1)
+    statistics = collect(
+        model, groups, task.calibration, needs=task.criterion.needs, loss=task.loss, progress=task.progress
+    )
+    prober = probe(
+        model,
+        groups,
+        score(groups, statistics, task.criterion),
+        task.validation,
+        metric=task.metric,
+        loss=resolve_loss(task.loss),
+        baseline=task.baseline,
+    )
+    return Scene(model, program, groups, cost_model(found), prober)
+
+
+def measured_curves(task: Task, scene: Scene) -> Curves:
+    """Curves of every group of the scene."""
+    return measure_curves(scene.probe, sparsities=task.sparsities, store=task.store, progress=task.progress)
+
+
+@dataclass(frozen=True, eq=False)
+class ByCurves:
+    """Allocate by measured curves: least predicted loss within the budget."""
+
+    task: Task
+    known: Curves | None = None
+
+    def __call__(self, scene: Scene, macs: float) -> Mapping[str, int]:
+        """Group name -> units kept in a row."""
+        curves = self.known or measured_curves(self.task, scene)
+        found = allocate(curves, macs, scene.cost.macs)
+        if found.status is Status.INFEASIBLE:
+            raise BudgetError(
+                f"no allocation reaches {macs / self.task.dense_macs:.1%} of the multiply-adds; the least that the "
+                f"scanned sparsities allow is {found.cost / self.task.dense_macs:.1%}: raise the budget, scan "
+                "higher sparsities, or ignore fewer modules"
+            )
+        return found.widths
+
+
+def uniformly(scene: Scene, macs: float) -> Mapping[str, int]:
+    """The same fraction of every group."""
+    full = {group.name: group.width for group in scene.groups}
+    return uniform_allocation(full, macs, scene.cost.macs)
+
+
+def run_round(
+    task: Task,
+    scene: Scene,
+    allocator: Allocator,
+    *,
+    number: int,
+    target: float,
+    before: Plan,
+    directory: Path | None,
+) -> Round:
+    """Bring the scene's model to `target` times the dense multiply-adds; resumes from `directory`."""
+    if directory is not None and (directory / "manifest.json").exists():
+        return _load(task, directory, number)
+    widths = allocator(scene, target * task.dense_macs)
+    step = plan_widths(scene.groups, scene.probe.scores, widths)
+    done = cut_model(scene.model, step, program=scene.program)
+    small = done.model
+    after_cut = measured_damage(task, small)
+    after_repair = after_training = None
+    if task.repair:
+        repair(
+            small,
+            scene.model,
+            step,
+            task.calibration,
+            program=scene.program,
+            groups=scene.groups,
+            progress=task.progress,
+        )
+        after_repair = measured_damage(task, small)
+    if task.retrain is not None and task.train is not None:
+        small = _retrained(task, small, number, directory)
+        after_training = measured_damage(task, small)
+    result = Round(
+        number=number,
+        target=target,
+        macs=scene.cost.macs(widths) / task.dense_macs,
+        model=small,
+        plan=before.then(step),
+        rewrites=done.rewrites,
+        cut=after_cut,
+        repaired=after_repair,
+        retrained=after_training,
+    )
+    if directory is not None:
+        _save(task, result, directory)
+    return result
+
+
+def measured_damage(task: Task, model: nn.Module) -> Damage:
+    """Mean paired damage of `model` on the validation data, against the dense model."""
+    after = evaluate(model, task.validation, metric=task.metric, loss=resolve_loss(task.loss), finite=False)
+    return summarise(damage(task.baseline.metric, after.metric, task.metric.sign))
+
+
+def _retrained(task: Task, small: nn.Module, number: int, directory: Path | None) -> nn.Module:
+    assert task.retrain is not None and task.train is not None
+    with task.progress.stage(f"retraining, round {number}", None) as advance:
+        return retrain(
+            small,
+            task.train,
+            resolve_loss(task.loss),
+            retraining=task.retrain,
+            seed=task.seed + number,
+            teacher=task.model if task.retrain.distill > 0 else None,
+            checkpoint=None if directory is None else directory / "training",
+            progress=lambda step, total, value: advance(1, f"step {step} of {total}, loss {value:.3f}"),
+        )
+
+
+def _save(task: Task, result: Round, directory: Path) -> None:
+    record: dict[str, Any] = {
+        "target": result.target,
+        "macs": result.macs,
+        "rewrites": [asdict(r) for r in result.rewrites],
+        "damage": [
+            None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
+        ],
+    }
+    save_model(result.model, directory, original=task.model, plan_json=result.plan.to_json(), extra=record)
+
+
+def _load(task: Task, directory: Path, number: int) -> Round:
+    from secateur.storage.saved_model import read_manifest
+
+    manifest = read_manifest(directory)
+    record = manifest["extra"]
+    after = [None if d is None else Damage(*d) for d in record["damage"]]
+    assert after[0] is not None
+    return Round(
+        number=number,
+        target=record["target"],
+        macs=record["macs"],
+        model=load_model(task.factory, directory).eval(),
+        plan=Plan.from_json(manifest["plan"]),
+        rewrites=tuple(_rewrite(r) for r in record["rewrites"]),
+        cut=after[0],
+        repaired=after[1],
+        retrained=after[2],
+    )
+
+
+def _rewrite(raw: dict[str, Any]) -> Rewrite:
+    before, after = (tuple(v) if isinstance(v, list) else v for v in (raw["before"], raw["after"]))
+    return Rewrite(raw["module"], raw["attribute"], before, after)

@@ -1,0 +1,124 @@
+"""How far to go: a fixed sequence of targets under a budget, a guarded descent under a tolerance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds
+from secateur.errors import BudgetError
+from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, set_scene
+from secateur.pipeline.task import Task
+from secateur.surgery.plan import Plan
+from secateur.types import Curves
+
+GRID = tuple(round(1 - 0.05 * step, 2) for step in range(19))
+LEAST_STEP = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The rounds that were run, in order, and which of them were kept.
+
+    Attributes:
+        rounds: every round.
+        kept: numbers of the rounds that the result stands on.
+        reasons: round number -> why it was kept or rolled back.
+    """
+
+    rounds: tuple[Round, ...]
+    kept: tuple[int, ...]
+    reasons: dict[int, str]
+
+    @property
+    def best(self) -> Round | None:
+        """The last round that was kept."""
+        by_number = {r.number: r for r in self.rounds}
+        return by_number[self.kept[-1]] if self.kept else None
+
+
+def threshold(
+    task: Task, scene: Scene, curves: Curves, *, budgets: Sequence[float], k: int, tolerance: float | None
+) -> tuple[BudgetCurve, Choice | None]:
+    """Cross-validate the budgets; under a tolerance also choose one."""
+    rng = np.random.default_rng(task.seed)
+    parts = folds(len(task.baseline.metric), k, rng)
+    total = len(parts) * len(budgets)
+    with task.progress.stage("cross-validation", total) as advance:
+        found = cross_validate(
+            curves,
+            budgets=budgets,
+            cost=scene.cost.macs,
+            joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
+            folds=parts,
+            progress=lambda done, of: advance(1),
+        )
+    return found, None if tolerance is None else choose(found, tolerance)
+
+
+def reachable_grid(scene: Scene, curves: Curves, least: float = 0.0) -> tuple[float, ...]:
+    """Budgets of the grid, as fractions of the dense cost, that some allocation of the curves meets."""
+    narrowest = {name: curve.widths[-1] for name, curve in curves.items()}
+    floor = max(scene.cost.macs(narrowest) / scene.cost.macs({}), least)
+    return tuple(b for b in GRID if b >= floor)
+
+
+def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first: Scene | None, name: str) -> Search:
+    """Run one round for each target, keeping every one (under a budget, and for controls)."""
+    rounds: list[Round] = []
+    model, plan = task.model, Plan({}, {})
+    for number, target in enumerate(targets, start=1):
+        directory = _directory(task, name, number)
+        scene = first if number == 1 and first is not None else set_scene(task, model)
+        rounds.append(run_round(task, scene, allocator, number=number, target=target, before=plan, directory=directory))
+        model, plan = rounds[-1].model, rounds[-1].plan
+    numbers = tuple(r.number for r in rounds)
+    return Search(tuple(rounds), numbers, dict.fromkeys(numbers, "a step of the schedule"))
+
+
+def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, first: Scene, curves: Curves) -> Search:
+    """Go down the targets while the damage stays within the tolerance; roll back at the first that does not.
+
+    After a roll-back, one target half-way back is tried.
+    """
+    rounds: list[Round] = []
+    kept: list[int] = []
+    reasons: dict[int, str] = {}
+    model, plan, reached = task.model, Plan({}, {}), 1.0
+    queue = [t for t in targets if t < 1.0]
+    halved = False
+    while queue:
+        target = queue.pop(0)
+        number = len(rounds) + 1
+        is_first = not kept
+        scene = first if is_first else set_scene(task, model)
+        allocator = ByCurves(task, curves if is_first else None)
+        try:
+            result = run_round(
+                task,
+                scene,
+                allocator,
+                number=number,
+                target=target,
+                before=plan,
+                directory=_directory(task, "rounds", number),
+            )
+        except BudgetError:
+            break
+        rounds.append(result)
+        if result.damage.is_within(tolerance):
+            kept.append(number)
+            reasons[number] = "damage plus one standard error is within the tolerance"
+            model, plan, reached = result.model, result.plan, result.macs
+            queue = [t for t in queue if t < reached]
+        else:
+            reasons[number] = "rolled back: damage plus one standard error breaks the tolerance"
+            middle = (reached + target) / 2
+            queue = [] if halved or reached - middle < LEAST_STEP else [middle]
+            halved = True
+    return Search(tuple(rounds), tuple(kept), reasons)
+
+
+def _directory(task: Task, name: str, number: int) -> Path | None:
+    return None if task.run_dir is None else task.run_dir / name / str(number)

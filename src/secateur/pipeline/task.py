@@ -1,0 +1,91 @@
+"""What a run is about: the model, the data, what is measured, and what never changes meanwhile."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.criteria.criterion import Criterion
+from secateur.data import Batches
+from secateur.measures.metrics import Metric
+from secateur.progress import Progress
+from secateur.sensitivity.scan import PointStore
+from secateur.training.loop import Retraining
+from secateur.types import Evaluation, Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The parts of a run that all its stages share.
+
+    Attributes:
+        model: the dense model; never changed.
+        args: example inputs.
+        train: batches to retrain on; None if nothing is retrained.
+        calibration: batches for scores and repair.
+        validation: batches that choose.
+        metric: what the tolerance is about.
+        loss: as the user gave it.
+        baseline: the dense model on the validation data: the fixed point of every comparison.
+        dense_macs: multiply-adds of the dense model.
+        ignore: names whose units must stay, the groups that cannot be cut included.
+        criterion: scores the units.
+        sparsities: levels of the scan.
+        repair: whether to repair after a cut.
+        retrain: how to retrain; None = not at all.
+        seed: of everything random.
+        run_dir: where results are kept; None = nowhere.
+        store: measured points; None = kept nowhere.
+        progress: shown while running.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    train: Batches | None
+    calibration: Batches
+    validation: Batches
+    metric: Metric
+    loss: Any
+    baseline: Evaluation
+    dense_macs: int
+    ignore: Sequence[str]
+    criterion: Criterion
+    sparsities: Sequence[float]
+    repair: bool
+    retrain: Retraining | None
+    seed: int
+    run_dir: Path | None
+    store: PointStore | None
+    progress: Progress
+
+    def factory(self) -> nn.Module:
+        """A fresh module of the dense architecture."""
+        return copy.deepcopy(self.model)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Mean paired damage on the validation data.
+
+    Attributes:
+        mean: positive = worse.
+        standard_error: of the mean.
+    """
+
+    mean: float
+    standard_error: float
+
+    def is_within(self, tolerance: float) -> bool:
+        """Whether the mean plus one standard error is at most `tolerance`; NaN is not."""
+        return self.mean + self.standard_error <= tolerance
+
+
+def summarise(damage: Floats) -> Damage:
+    """Mean and standard error of per-sample damages."""
+    samples = len(damage)
+    spread = float(damage.std(ddof=1)) if samples > 1 else float("inf")
+    # With no sample changed the spread is 0 by luck: one in `samples` may still change.
+    return Damage(float(damage.mean()), max(spread / samples**0.5, 1 / samples if spread == 0 else 0.0))

@@ -1,0 +1,154 @@
+"""Curves: damage against sparsity for every group, measured on validation data."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.data import BatchFn, as_batches
+from secateur.errors import ArgumentError
+from secateur.graph.trace import Program, named_state
+from secateur.measures.evaluate import check_decomposable, evaluate
+from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.progress import NoProgress, Progress
+from secateur.sensitivity.probe import Probe, probe
+from secateur.surgery.plan import Scores, kept_width, top_units
+from secateur.types import Curve, Evaluation, Floats, Group
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class PointStore(Protocol):
+    """Where measured points are kept, so that a killed scan resumes."""
+
+    def get(self, key: str) -> Mapping[str, Floats] | None:
+        """The arrays under `key`; None if there are none."""
+
+    def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
+        """Keep `arrays` under `key`."""
+
+
+def scan(
+    program: Program,
+    groups: Sequence[Group],
+    scores: Scores,
+    validation: Any,
+    *,
+    metric: Any = "accuracy",
+    loss: Any = "cross_entropy",
+    higher_is_better: bool | None = None,
+    sparsities: Sequence[float] = SPARSITIES,
+    batch_fn: BatchFn | None = None,
+    store: PointStore | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Curve]:
+    """Measure every group alone at every sparsity, paired with the whole model sample by sample.
+
+    Args:
+        program: from `trace`; its model is not changed.
+        groups: what to measure.
+        scores: group name -> scores; the lowest-scored units go first.
+        validation: any source of batches.
+        metric: see `resolve_metric`.
+        loss: see `resolve_loss`.
+        higher_is_better: direction of a metric that is a function.
+        sparsities: fractions of units removed, in (0, 1).
+        batch_fn: takes apart batches of an unusual shape.
+        store: measured points are looked up and kept here.
+        progress: shown while running.
+
+    Returns:
+        Group name -> curve; its first level is the whole group, with no damage.
+
+    Raises:
+        ArgumentError: a sparsity outside (0, 1).
+        NumericalError: metric or loss of the whole model is not finite.
+    """
+    data = as_batches(validation, "validation", batch_fn)
+    found_metric, found_loss = resolve_metric(metric, higher_is_better), resolve_loss(loss)
+    baseline = evaluate(program.model, data, metric=found_metric, loss=found_loss)
+    check_decomposable(program.model, data, metric=found_metric, found=baseline)
+    prober = probe(program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline)
+    return measure_curves(prober, sparsities=sparsities, store=store, progress=progress)
+
+
+def measure_curves(
+    prober: Probe,
+    *,
+    sparsities: Sequence[float] = SPARSITIES,
+    store: PointStore | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Curve]:
+    """The curves of every group of a probe."""
+    levels = {group.name: _widths(group, sparsities) for group in prober.groups}
+    context = context_key(prober) if store is not None else ""
+    curves = {}
+    total = sum(len(widths) - 1 for widths in levels.values())
+    with (progress or NoProgress()).stage("sensitivity", total) as advance:
+        for group in prober.groups:
+            points = [_zero(prober.baseline)]
+            for width in levels[group.name][1:]:
+                points.append(_point(prober, group, width, store, context))
+                advance(1, group.name)
+            curves[group.name] = _curve(group, levels[group.name], points)
+    return curves
+
+
+def context_key(prober: Probe) -> str:
+    """Hash of everything but the units that a point depends on: weights, data, metric, loss, versions."""
+    digest = hashlib.sha256()
+    digest.update(f"{torch.__version__}|{type(prober.model).__qualname__}|{prober.model}".encode())
+    for name, tensor in named_state(prober.model).items():
+        digest.update(name.encode() + _bytes(tensor))
+    for batch in prober.data:
+        for leaf in torch.utils._pytree.tree_leaves((batch.args, batch.kwargs, batch.targets)):
+            digest.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
+    digest.update(f"{prober.metric.name}|{getattr(prober.loss, '__qualname__', prober.loss)}".encode())
+    digest.update(prober.baseline.metric.tobytes() + prober.baseline.loss.tobytes())
+    return digest.hexdigest()
+
+
+def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise ArgumentError(f"sparsities hold {sparsity}; each must lie strictly between 0 and 1")
+    widths = {kept_width(group, sparsity) for sparsity in sparsities} | {group.width}
+    return tuple(sorted(widths, reverse=True))
+
+
+def _point(prober: Probe, group: Group, width: int, store: PointStore | None, context: str) -> tuple[Floats, Floats]:
+    kept = top_units(group, prober.scores, width)
+    key = hashlib.sha256(f"{context}|{group.name}|{kept.tolist()}".encode()).hexdigest()
+    known = store.get(key) if store is not None else None
+    if known is not None:
+        return known["damage"], known["loss_damage"]
+    metric_damage, loss_damage = prober.damage({group.name: width})
+    if store is not None:
+        arrays = {"damage": metric_damage, "loss_damage": loss_damage}
+        store.put(key, arrays, f"{group.name} keeps {width} of {group.width}")
+    return metric_damage, loss_damage
+
+
+def _zero(baseline: Evaluation) -> tuple[Floats, Floats]:
+    return np.zeros_like(baseline.metric), np.zeros_like(baseline.loss)
+
+
+def _curve(group: Group, widths: tuple[int, ...], points: list[tuple[Floats, Floats]]) -> Curve:
+    return Curve(
+        group=group.name,
+        widths=widths,
+        sparsities=tuple(1 - width / group.width for width in widths),
+        damage=np.stack([p[0] for p in points]),
+        loss_damage=np.stack([p[1] for p in points]),
+    )
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous()
+    if flat.numel() == 0:
+        return str(tuple(flat.shape)).encode()
+    head = f"{tuple(flat.shape)}|{flat.dtype}".encode()
+    return head + flat.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,181 @@
+"""Integers in modules that must follow the tensors: `out_channels`, `groups`, `num_heads`, ...
+
+Modules of torch tell their sizes by their tensors, so a small table rewrites those. In any other
+module the shape constants of the program are traced to attributes that hold the same number; each is
+a proposal, and the caller verifies.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from secateur.graph.groups import Structure, count
+from secateur.types import Rewrite
+
+Value = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The call of an operator in `modules` (innermost first) names `before` where it needs `after`."""
+
+    modules: tuple[str, ...]
+    operator: str
+    before: int
+    after: int
+
+
+def demands(structure: Structure, widths: Mapping[str, int]) -> list[Demand]:
+    """Shape constants of the program that a cut to `widths` (units kept in a row) changes."""
+    kept = {axis: widths[name] for axis, (name, _) in structure.axis_groups.items() if name in widths}
+    found = []
+    for constant in structure.typing.constants:
+        after = count(structure.typing.unifier.resolve(constant.dim), kept)
+        if after != constant.value:
+            found.append(Demand(module_stack(constant.node), str(constant.node.target), constant.value, after))
+    return list(dict.fromkeys(found))
+
+
+def module_stack(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules whose forward was running, innermost first; the root is the empty path.
+
+    >>> graph = fx.Graph()
+    >>> node = graph.placeholder("x")
+    >>> node.meta["nn_module_stack"] = {"a": ("", None), "b": ("block.attention", None)}
+    >>> module_stack(node)
+    ('block.attention', '')
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(reversed([path for path, _ in stack.values()]))
+
+
+def known_sizes(module: nn.Module, groups: int | None) -> dict[str, Value]:
+    """What the size attributes of one of torch's modules must be, read off its tensors."""
+    for kind, sizes in _SIZES.items():
+        if isinstance(module, kind):
+            return sizes(module, groups)
+    return {}
+
+
+def rewrite_known(model: nn.Module, found: list[Demand]) -> list[Rewrite]:
+    """Rewrite torch's own modules in place."""
+    groups = {
+        d.modules[0]: d.after for d in found if d.modules and ("conv" in d.operator or "group_norm" in d.operator)
+    }
+    rewrites = []
+    for path, module in model.named_modules():
+        for name, after in known_sizes(module, groups.get(path)).items():
+            before = getattr(module, name)
+            if before != after:
+                setattr(module, name, after)
+                rewrites.append(Rewrite(path, name, before, after))
+    return rewrites
+
+
+def proposals(model: nn.Module, found: list[Demand]) -> list[Rewrite]:
+    """Attributes that hold a number which some operator of their module needs changed."""
+    proposed: list[Rewrite] = []
+    for demand in found:
+        for path in demand.modules:
+            module = model.get_submodule(path.split("@")[0])
+            if not known_sizes(module, None):
+                proposed += _candidates(path, module, demand)
+    return list(dict.fromkeys(proposed))
+
+
+def trials(proposed: list[Rewrite]) -> Iterator[tuple[Rewrite, ...]]:
+    """Sets of rewrites worth trying, the likeliest first: none, all, innermost, all but one, each one."""
+    seen: set[frozenset[Rewrite]] = set()
+    options = [(), tuple(proposed)]
+    options += [tuple(p for p in proposed if p.attribute != a) for a in dict.fromkeys(p.attribute for p in proposed)]
+    options += [tuple(p for p in proposed if p.attribute == a) for a in dict.fromkeys(p.attribute for p in proposed)]
+    options += [tuple(p for p in proposed if p != one) for one in proposed]
+    options += [(one,) for one in proposed]
+    for option in options:
+        consistent = {(p.module, p.attribute): p for p in option}
+        key = frozenset(consistent.values())
+        if key not in seen:
+            seen.add(key)
+            yield tuple(consistent.values())
+
+
+def apply(model: nn.Module, rewrites: tuple[Rewrite, ...]) -> None:
+    """Set each attribute to its new value."""
+    for rewrite in rewrites:
+        setattr(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.after)
+
+
+def revert(model: nn.Module, rewrites: tuple[Rewrite, ...]) -> None:
+    """Set each attribute back to its old value."""
+    for rewrite in rewrites:
+        setattr(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.before)
+
+
+def _candidates(path: str, module: nn.Module, demand: Demand) -> Iterator[Rewrite]:
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value == demand.before:
+            yield Rewrite(path, name, value, demand.after)
+        elif isinstance(value, tuple) and demand.before in value and all(isinstance(v, int) for v in value):
+            yield Rewrite(path, name, value, tuple(demand.after if v == demand.before else v for v in value))
+
+
+def _linear(m: Any, groups: int | None) -> dict[str, Value]:
+    return {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}
+
+
+def _conv(m: Any, groups: int | None) -> dict[str, Value]:
+    count_groups = groups or m.groups
+    into, out = m.weight.shape[1] * count_groups, m.weight.shape[0]
+    return {"in_channels": into, "out_channels": out, "groups": count_groups}
+
+
+def _conv_transpose(m: Any, groups: int | None) -> dict[str, Value]:
+    count_groups = groups or m.groups
+    into, out = m.weight.shape[0], m.weight.shape[1] * count_groups
+    return {"in_channels": into, "out_channels": out, "groups": count_groups}
+
+
+def _batch_norm(m: Any, groups: int | None) -> dict[str, Value]:
+    tensor = m.running_mean if m.running_mean is not None else m.weight
+    return {"num_features": len(tensor)} if tensor is not None else {}
+
+
+def _group_norm(m: Any, groups: int | None) -> dict[str, Value]:
+    if m.weight is None:
+        return {}
+    return {"num_channels": len(m.weight), "num_groups": groups or m.num_groups}
+
+
+def _layer_norm(m: Any, groups: int | None) -> dict[str, Value]:
+    return {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}
+
+
+def _embedding(m: Any, groups: int | None) -> dict[str, Value]:
+    return {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}
+
+
+def _recurrent(m: Any, groups: int | None) -> dict[str, Value]:
+    gates = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_ih_l0.shape[0] // gates}
+
+
+def _recurrent_cell(m: Any, groups: int | None) -> dict[str, Value]:
+    return {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}
+
+
+_SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
+    nn.Linear: _linear,
+    _ConvTransposeNd: _conv_transpose,
+    _ConvNd: _conv,
+    _NormBase: _batch_norm,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.Embedding: _embedding,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent_cell,
+}

@@ -1,0 +1,39 @@
+"""Masking: the same network, its consumers seeing zeros where units are to go."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import Program, named_state
+from secateur.surgery.plan import Plan, check_plan
+from secateur.surgery.tensors import masked_positions, replace_state, zero_positions
+from secateur.types import Group
+
+
+def mask(model: nn.Module, plan: Plan, *, program: Program) -> nn.Module:
+    """A copy of `model` that computes what the cut model will, at the old size.
+
+    The slices of consumers' weights that read a removed unit are zero; where something sums over the
+    units without a weight (queries with keys), the weights that make them are.
+
+    Args:
+        model: the module that `program` was traced from.
+        plan: what to remove.
+        program: from `trace(model, ...)`.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    groups = find_groups(program)
+    check_plan(plan, groups)
+    masked = copy.deepcopy(model)
+    replace_state(masked, masked_tensors(masked, groups, plan))
+    return masked
+
+
+def masked_tensors(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, Tensor]:
+    """The tensors of `model` that masking changes, changed; by canonical name."""
+    state = named_state(model)
+    return {name: zero_positions(state[name], zeros) for name, zeros in masked_positions(groups, plan).items()}

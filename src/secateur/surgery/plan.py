@@ -1,0 +1,210 @@
+"""Plans: which units of each group stay. Decided, checked and serialisable; nothing is changed yet."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ArgumentError, NumericalError, PlanError
+from secateur.graph.costs import cost_model
+from secateur.graph.groups import structure
+from secateur.graph.trace import Program
+from secateur.types import Cost, Group
+
+Scores = Mapping[str, Tensor]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The units that each group keeps; a group that is not named keeps all.
+
+    Attributes:
+        keep: group -> int64 positions of the kept units, ascending.
+        sizes: group -> number of units before.
+    """
+
+    keep: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        same_groups = dict(self.sizes) == dict(other.sizes) and self.keep.keys() == other.keep.keys()
+        return same_groups and all(torch.equal(kept, other.keep[name]) for name, kept in self.keep.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def mask(self, group: str) -> Tensor:
+        """Bool (units,), True = keep."""
+        mask = torch.zeros(self.sizes[group], dtype=torch.bool)
+        mask[self.keep[group]] = True
+        return mask
+
+    def sparsity(self, group: str) -> float:
+        """Fraction of the group's units that are removed, in [0, 1)."""
+        return 1 - len(self.keep[group]) / self.sizes[group]
+
+    def then(self, later: "Plan") -> "Plan":
+        """This plan and, on what it leaves, `later`: one plan for the original model.
+
+        >>> first = Plan({"a": torch.tensor([0, 2, 3])}, {"a": 5})
+        >>> first.then(Plan({"a": torch.tensor([1])}, {"a": 3})).keep["a"].tolist()
+        [2]
+        """
+        keep, sizes = dict(self.keep), dict(self.sizes)
+        for name, kept in later.keep.items():
+            before = keep.get(name)
+            if before is not None and len(before) != later.sizes[name]:
+                raise PlanError(
+                    f"group {name!r}: the later plan is for {later.sizes[name]} units, this one leaves {len(before)}"
+                )
+            keep[name] = kept if before is None else before[kept]
+            sizes.setdefault(name, later.sizes[name])
+        return Plan(keep, sizes)
+
+    def cost(self, program: Program) -> Cost:
+        """The cost of the cut model, predicted from the types; latency is not predicted."""
+        found = structure(program)
+        rows = {group.name: group.rows for group in found.groups}
+        unknown = sorted(set(self.keep) - set(rows))
+        if unknown:
+            raise PlanError(f"the program has no group {unknown[0]!r}; the plan is for another model")
+        state = program.exported.state_dict
+        items = {name: state[name].element_size() for name in program.shapes if name in state}
+        model = cost_model(found, items)
+        widths = {name: len(kept) // rows[name] for name, kept in self.keep.items()}
+        return Cost(model.macs(widths), model.params(widths), model.memory_bytes(widths))
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives it back."""
+        groups = {name: {"size": self.sizes[name], "keep": kept.tolist()} for name, kept in sorted(self.keep.items())}
+        return json.dumps({"schema_version": SCHEMA_VERSION, "groups": groups})
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            PlanError: the text is not a plan, or its indices are not ascending positions.
+
+        >>> plan = Plan({"a": torch.tensor([0, 2])}, {"a": 3})
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+        """
+        try:
+            raw = json.loads(text)
+            groups = raw["groups"]
+            version = raw["schema_version"]
+            keep = {str(n): torch.tensor(g["keep"], dtype=torch.int64) for n, g in groups.items()}
+            sizes = {str(n): int(g["size"]) for n, g in groups.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"this is not a plan in JSON: {error}; write one with plan.to_json()") from error
+        if version != SCHEMA_VERSION:
+            raise PlanError(f"the plan has schema version {version}; this release reads version {SCHEMA_VERSION}")
+        for name, kept in keep.items():
+            check_keep(name, kept, sizes[name])
+        return Plan(keep, sizes)
+
+
+def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[str, float]) -> Plan:
+    """Keep the highest-scored units of each group.
+
+    Args:
+        groups: from `find_groups`.
+        scores: group name -> float (units,), higher = keep.
+        sparsity: fraction of units to remove in [0, 1): one number for all exact groups, or one for
+            each group that is named. Widths are rounded up, so no more is removed than asked.
+
+    Raises:
+        ArgumentError: a sparsity outside [0, 1), or of a group that does not exist.
+        NumericalError: a score is NaN.
+
+    >>> group = Group("fc", 4, ())
+    >>> plan([group], {"fc": torch.tensor([3.0, 1.0, 2.0, 4.0])}, sparsity=0.5).keep["fc"].tolist()
+    [0, 3]
+    """
+    by_name = {group.name: group for group in groups}
+    if isinstance(sparsity, Mapping):
+        wanted = dict(sparsity)
+    else:
+        wanted = {group.name: sparsity for group in groups if group.exact}
+    for name in wanted:
+        if name not in by_name:
+            raise ArgumentError(f"sparsity names the group {name!r}; the groups are {sorted(by_name)}")
+    widths = {name: kept_width(by_name[name], value) for name, value in wanted.items()}
+    return plan_widths(groups, scores, widths)
+
+
+def plan_widths(groups: Sequence[Group], scores: Scores, widths: Mapping[str, int]) -> Plan:
+    """Keep the `widths[name]` highest-scored units in each row of each named group."""
+    chosen = [group for group in groups if group.name in widths]
+    keep = {group.name: top_units(group, scores, widths[group.name]) for group in chosen}
+    return Plan(keep, {group.name: group.size for group in chosen})
+
+
+def kept_width(group: Group, sparsity: float) -> int:
+    """Units that a row keeps at `sparsity`: rounded up to the group's multiple, at least its minimum.
+
+    >>> kept_width(Group("fc", 10, (), multiple_of=4), 0.5)
+    8
+    """
+    if not 0 <= sparsity < 1:
+        raise ArgumentError(f"sparsity of group {group.name!r} is {sparsity}; it must lie in [0, 1)")
+    # The guard against rounding noise: 10 * (1 - 0.7) is 3.0000000000000004.
+    wanted = math.ceil(round(group.width * (1 - sparsity), 9))
+    rounded = math.ceil(max(wanted, group.minimum, 1) / group.multiple_of) * group.multiple_of
+    return min(rounded, group.width)
+
+
+def top_units(group: Group, scores: Scores, width: int) -> Tensor:
+    """Positions of the `width` best units of each row, ascending; ties go to the lower position."""
+    if group.name not in scores:
+        raise ArgumentError(f"there are no scores for group {group.name!r}; score it first")
+    values = scores[group.name]
+    if values.shape != (group.size,):
+        raise PlanError(f"scores of group {group.name!r} have shape {tuple(values.shape)}; needed ({group.size},)")
+    if bool(values.isnan().any()):
+        raise NumericalError(f"scores of group {group.name!r} hold NaN; check the calibration data and the loss")
+    rows = values.reshape(group.rows, group.width)
+    best = rows.argsort(dim=1, descending=True, stable=True)[:, :width]
+    offset = torch.arange(group.rows).unsqueeze(1) * group.width
+    return (best.sort(dim=1).values + offset).flatten()
+
+
+def check_keep(name: str, kept: Tensor, size: int) -> None:
+    """Refuse positions that are not ascending, in range and at least one."""
+    if kept.ndim != 1 or len(kept) == 0:
+        raise PlanError(f"group {name!r} would keep no units; at least one must stay")
+    is_sound = int(kept[0]) >= 0 and int(kept[-1]) < size and bool((kept.diff() > 0).all())
+    if not is_sound:
+        raise PlanError(f"group {name!r}: kept positions must be ascending and within 0..{size - 1}")
+
+
+def check_plan(plan: Plan, groups: Sequence[Group]) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        PlanError: names the group, its size in the plan and in the model.
+    """
+    by_name = {group.name: group for group in groups}
+    for name, kept in plan.keep.items():
+        group = by_name.get(name)
+        if group is None:
+            raise PlanError(
+                f"the plan names the group {name!r}, which this model does not have; its groups are {sorted(by_name)}"
+            )
+        if group.size != plan.sizes[name]:
+            raise PlanError(
+                f"group {name!r} has {group.size} units in this model, {plan.sizes[name]} in the plan: "
+                "the plan is for another model"
+            )
+        check_keep(name, kept, group.size)
+        rows = plan.mask(name).reshape(group.rows, group.width).sum(dim=1)
+        if bool((rows != rows[0]).any()):
+            raise PlanError(
+                f"group {name!r} must keep equally many units in each of its {group.rows} rows; got {rows.tolist()}"
+            )
