@@ -78,13 +78,18 @@ def rewrite_known(model: nn.Module, found: list[Demand]) -> list[Rewrite]:
 
 def proposals(model: nn.Module, found: list[Demand]) -> list[Rewrite]:
     """Attributes that hold a number which some operator of their module needs changed."""
-    proposed: list[Rewrite] = []
+    wanted: dict[str, list[tuple[int, int]]] = {}
     for demand in found:
         for path in demand.modules:
-            module = model.get_submodule(path.split("@")[0])
-            if not known_sizes(module, None):
-                proposed += _candidates(path, module, demand)
-    return list(dict.fromkeys(proposed))
+            if not known_sizes(model.get_submodule(path), None):
+                wanted.setdefault(path, []).append((demand.before, demand.after))
+    return list(
+        dict.fromkeys(
+            rewrite
+            for path, changes in wanted.items()
+            for rewrite in _candidates(path, model.get_submodule(path), dict(changes))
+        )
+    )
 
 
 def trials(proposed: list[Rewrite]) -> Iterator[tuple[Rewrite, ...]]:
@@ -106,21 +111,26 @@ def trials(proposed: list[Rewrite]) -> Iterator[tuple[Rewrite, ...]]:
 def apply(model: nn.Module, rewrites: tuple[Rewrite, ...]) -> None:
     """Set each attribute to its new value."""
     for rewrite in rewrites:
-        setattr(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.after)
+        _set(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.after)
 
 
 def revert(model: nn.Module, rewrites: tuple[Rewrite, ...]) -> None:
     """Set each attribute back to its old value."""
     for rewrite in rewrites:
-        setattr(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.before)
+        _set(model.get_submodule(rewrite.module), rewrite.attribute, rewrite.before)
 
 
-def _candidates(path: str, module: nn.Module, demand: Demand) -> Iterator[Rewrite]:
+def _set(module: nn.Module, attribute: str, value: Value) -> None:
+    is_list = isinstance(getattr(module, attribute), list)
+    setattr(module, attribute, list(value) if is_list and isinstance(value, tuple) else value)
+
+
+def _candidates(path: str, module: nn.Module, changes: Mapping[int, int]) -> Iterator[Rewrite]:
     for name, value in vars(module).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value == demand.before:
-            yield Rewrite(path, name, value, demand.after)
-        elif isinstance(value, tuple) and demand.before in value and all(isinstance(v, int) for v in value):
-            yield Rewrite(path, name, value, tuple(demand.after if v == demand.before else v for v in value))
+        if type(value) is int and value in changes:
+            yield Rewrite(path, name, value, changes[value])
+        elif isinstance(value, tuple | list) and all(type(v) is int for v in value) and set(value) & set(changes):
+            yield Rewrite(path, name, tuple(value), tuple(changes.get(v, v) for v in value))
 
 
 def _linear(m: Any, groups: int | None) -> dict[str, Value]:

@@ -134,7 +134,8 @@ def _rewrite_rest(small: nn.Module, wanted: list[Demand], check: _Check) -> list
         failure = check.failure(small, expected)
         if failure is None:
             return list(trial)
-        reason = reason or failure
+        # The trial of all proposals tells more than the one of none, which comes first.
+        reason = failure if number < 2 else reason
         revert(small, trial)
     raise SurgeryError(_explain(small, wanted, proposed, reason))
 
