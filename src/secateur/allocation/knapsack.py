@@ -1,0 +1,219 @@
+"""Allocation: which sparsity each group takes so that the cost fits and the predicted damage is least."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from secateur.errors import BudgetError
+from secateur.types import Allocation, Curve, Curves, Floats, Status
+
+CostFunction = Callable[[Mapping[str, int]], float]
+Objective = Literal["loss", "metric"]
+BUCKETS = 2_000
+PASSES = 8
+
+
+def allocate(curves: Curves, budget: float, cost: CostFunction, *, objective: Objective = "loss") -> Allocation:
+    """Choose a level for every group: least sum of single damages with a cost of at most `budget`.
+
+    The cost of neighbours multiplies (inputs times outputs), so a separable knapsack is solved on costs
+    taken around the present choice, again and again, and its nominal budget is bisected until the true
+    cost fits; what is left of the budget is spent on the dearest removals. The true cost never exceeds
+    the budget.
+
+    Source: multiple-choice knapsack by dynamic programming as in SPDY (Frantar & Alistarh 2022,
+    arXiv:2201.13096), with costs rounded up.
+
+    Args:
+        curves: damage of every group alone.
+        budget: bound on `cost`, in its unit.
+        cost: widths (units kept in a row of each group) -> cost; must not fall when a width grows.
+        objective: which damage of the curves to sum.
+
+    Returns:
+        The allocation; with status INFEASIBLE, that of the smallest widths, when none fits.
+    """
+    damages = {name: monotone_damage(curve, objective) for name, curve in curves.items()}
+    narrowest = {name: len(curve.widths) - 1 for name, curve in curves.items()}
+    if cost(_widths(curves, narrowest)) > budget:
+        return _allocation(curves, narrowest, damages, cost, Status.INFEASIBLE)
+    best = narrowest
+    for start in (dict.fromkeys(curves, 0), narrowest):
+        best = _better(_search(curves, damages, budget, cost, start), best, damages)
+    return _allocation(curves, _fill(curves, damages, budget, cost, best), damages, cost, Status.FOUND)
+
+
+def monotone_damage(curve: Curve, objective: Objective = "loss") -> Floats:
+    """Mean damage at each level, made to rise with sparsity and to start at 0.
+
+    >>> curve = Curve("a", (3, 2, 1), (0, 1/3, 2/3), np.zeros((3, 2)), np.array([[0., 0.], [2., 2.], [1., 1.]]))
+    >>> monotone_damage(curve).tolist()
+    [0.0, 1.5, 1.5]
+    """
+    values = (curve.loss_damage if objective == "loss" else curve.damage).mean(axis=1)
+    # A network that breaks down gives infinity: worse than anything finite, and finite to add up.
+    finite = values[np.isfinite(values)]
+    values = np.where(np.isfinite(values), values, 10 * max(1.0, float(finite.max(initial=0.0))))
+    rising = isotonic_regression(np.asarray(values[1:])).x if len(values) > 1 else np.zeros(0)
+    return np.concatenate([[0.0], np.maximum(rising, 0.0)])
+
+
+def multiple_choice_knapsack(
+    damages: Sequence[Floats], costs: Sequence[Floats], budget: float, *, buckets: int = BUCKETS
+) -> list[int] | None:
+    """One choice from each list: least total damage with a total cost of at most `budget`.
+
+    Costs are rounded up to `buckets` equal parts of the budget, so the budget is never exceeded.
+
+    Returns:
+        The chosen indices; None when nothing fits.
+
+    >>> multiple_choice_knapsack([np.array([0., 5.]), np.array([0., 1.])], [np.array([4., 2.]), np.array([4., 2.])], 6)
+    [0, 1]
+    """
+    if not damages:
+        return []
+    if budget <= 0:
+        return None
+    slots = [np.ceil(np.round(np.asarray(c) / budget * buckets, 9)).astype(np.int64) for c in costs]
+    best = np.full(buckets + 1, np.inf)
+    best[0] = 0.0
+    picks: list[NDArray[np.int64]] = []
+    for damage, slot in zip(damages, slots, strict=True):
+        best, pick = _add_choice(best, np.asarray(damage), slot)
+        picks.append(pick)
+    if not np.isfinite(best).any():
+        return None
+    return _trace_back(int(np.argmin(best)), picks, slots)
+
+
+def uniform_allocation(
+    full: Mapping[str, int], budget: float, cost: CostFunction, *, multiple_of: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The same density for every group: the largest whose cost is at most `budget`.
+
+    Raises:
+        BudgetError: not even one unit (or one multiple) in each group fits.
+
+    >>> uniform_allocation({"a": 10, "b": 10}, 9, lambda w: w["a"] + w["b"])
+    {'a': 4, 'b': 4}
+    """
+    multiples = multiple_of or {}
+
+    def at(density: float) -> dict[str, int]:
+        return {name: _width(size, density, multiples.get(name, 1)) for name, size in full.items()}
+
+    if cost(at(0.0)) > budget:
+        raise BudgetError(f"one unit in each group costs {cost(at(0.0)):g}, the budget is {budget:g}: raise it")
+    low, high = 0.0, 1.0
+    if cost(at(1.0)) <= budget:
+        return at(1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
+    return at(low)
+
+
+def _width(size: int, density: float, multiple: int) -> int:
+    return min(size, max(multiple, math.floor(round(size * density, 9) / multiple) * multiple))
+
+
+def _add_choice(best: Floats, damage: Floats, slot: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    """Best damage at each spent cost once one more list has chosen, and what it chose."""
+    table = np.full((len(damage), len(best)), np.inf)
+    for k, spent in enumerate(slot):
+        if spent < len(best):
+            table[k, spent:] = best[: len(best) - spent] + damage[k]
+    pick = table.argmin(axis=0)
+    return table[pick, np.arange(len(best))], pick.astype(np.int64)
+
+
+def _trace_back(at: int, picks: list[NDArray[np.int64]], slots: list[NDArray[np.int64]]) -> list[int]:
+    chosen = []
+    for pick, slot in zip(reversed(picks), reversed(slots), strict=True):
+        chosen.append(int(pick[at]))
+        at -= int(slot[chosen[-1]])
+    return chosen[::-1]
+
+
+Levels = dict[str, int]
+
+
+def _widths(curves: Curves, levels: Levels) -> dict[str, int]:
+    return {name: curves[name].widths[level] for name, level in levels.items()}
+
+
+def _search(
+    curves: Curves, damages: Mapping[str, Floats], budget: float, cost: CostFunction, levels: Levels
+) -> Levels | None:
+    """Solve around the present choice, and move the nominal budget by what the true cost says."""
+    best: Levels | None = None
+    for _ in range(PASSES):
+        costs, base = _separable(curves, cost, levels)
+        low, high = 0.0, 2.0
+        step: Levels | None = None
+        for _ in range(12):
+            nominal = (low + high) / 2
+            choice = multiple_choice_knapsack([damages[n] for n in curves], costs, nominal * budget - base)
+            found = dict(zip(curves, choice, strict=True)) if choice is not None else None
+            if found is not None and cost(_widths(curves, found)) <= budget:
+                low, step = nominal, found
+            elif found is None:
+                low = nominal
+            else:
+                high = nominal
+        improved = _better(step, best, damages) if best is not None else step
+        if step is None or improved is best:
+            return best
+        best = levels = improved if improved is not None else step
+    return best
+
+
+def _separable(curves: Curves, cost: CostFunction, levels: Levels) -> tuple[list[Floats], float]:
+    """What each level of each group adds when the others stay, and what is spent whatever is chosen."""
+    widths = _widths(curves, levels)
+    rows = [np.array([cost({**widths, name: w}) for w in curve.widths]) for name, curve in curves.items()]
+    now = cost(widths)
+    least = [row.min() for row in rows]
+    return [row - low for row, low in zip(rows, least, strict=True)], now - sum(now - low for low in least)
+
+
+def _total(levels: Levels, damages: Mapping[str, Floats]) -> float:
+    return float(sum(damages[name][level] for name, level in levels.items()))
+
+
+def _better(a: Levels | None, b: Levels | None, damages: Mapping[str, Floats]) -> Levels:
+    if a is None or b is None:
+        found = a if b is None else b
+        assert found is not None
+        return found
+    return a if _total(a, damages) < _total(b, damages) else b
+
+
+def _fill(curves: Curves, damages: Mapping[str, Floats], budget: float, cost: CostFunction, levels: Levels) -> Levels:
+    """Undo removals while the budget allows, the one that spares the most damage for its cost first."""
+    levels = dict(levels)
+    while True:
+        now = cost(_widths(curves, levels))
+        steps = []
+        for name, level in levels.items():
+            for lower in range(level):
+                more = cost(_widths(curves, {**levels, name: lower})) - now
+                spared = damages[name][level] - damages[name][lower]
+                if now + more <= budget:
+                    steps.append((spared / max(more, 1e-12), -lower, name, lower))
+        if not steps:
+            return levels
+        _, _, name, lower = max(steps)
+        levels[name] = lower
+
+
+def _allocation(
+    curves: Curves, levels: Levels, damages: Mapping[str, Floats], cost: CostFunction, status: Status
+) -> Allocation:
+    widths = _widths(curves, levels)
+    return Allocation(dict(levels), widths, _total(levels, damages), float(cost(widths)), status)

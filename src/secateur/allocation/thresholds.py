@@ -1,0 +1,159 @@
+"""The budget, chosen by cross-validation: curves from some folds, joint damage on another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.allocation.knapsack import CostFunction, Objective, allocate
+from secateur.errors import ArgumentError
+from secateur.types import Curve, Curves, Floats, Status
+
+Samples = NDArray[np.int64]
+Joint = Callable[[Mapping[str, int], Samples], Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetCurve:
+    """Damage against budget, each sample measured once, under an allocation that never saw it.
+
+    Attributes:
+        budgets: fractions of the dense cost, descending.
+        mean: mean joint damage at each budget.
+        standard_error: of the mean.
+        predicted: sum of single damages at each budget, mean over folds.
+    """
+
+    budgets: tuple[float, ...]
+    mean: Floats
+    standard_error: Floats
+    predicted: Floats
+
+    @property
+    def interaction(self) -> Floats:
+        """Joint damage minus the sum of single damages."""
+        return self.mean - self.predicted
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The budget that was chosen, and why.
+
+    Attributes:
+        budget: fraction of the dense cost; 1 if nothing can be removed.
+        index: of the budget in its curve; None if none is within the tolerance.
+        damage: mean joint damage there.
+        standard_error: of the mean.
+        reason: in words.
+    """
+
+    budget: float
+    index: int | None
+    damage: float
+    standard_error: float
+    reason: str
+
+
+def folds(samples: int, k: int, rng: np.random.Generator) -> list[Samples]:
+    """Split positions 0..samples-1 at random into `k` disjoint parts of nearly equal size, each ascending.
+
+    Raises:
+        ArgumentError: fewer than two folds, or more folds than samples.
+    """
+    if not 2 <= k <= samples:
+        raise ArgumentError(f"folds={k} must lie between 2 and the number of validation samples, {samples}")
+    return [np.sort(part).astype(np.int64) for part in np.array_split(rng.permutation(samples), k)]
+
+
+def cross_validate(
+    curves: Curves,
+    *,
+    budgets: Sequence[float],
+    cost: CostFunction,
+    joint: Joint,
+    folds: Sequence[Samples],
+    objective: Objective = "loss",
+    progress: Callable[[int, int], None] | None = None,
+) -> BudgetCurve:
+    """Joint damage at every budget, out of fold.
+
+    For each fold, curves are taken from the other folds, an allocation is made at each budget, and its
+    joint damage is measured on the fold itself. A budget that some fold cannot meet is left out.
+
+    Args:
+        curves: with one damage for each validation sample.
+        budgets: fractions of the dense cost, in (0, 1].
+        cost: widths -> cost.
+        joint: (widths, sample positions) -> metric damage of those samples, all groups cut at once.
+        folds: from `folds`.
+        objective: what the allocation minimises.
+        progress: called with (measurements done, measurements in all).
+    """
+    ordered = tuple(sorted(set(budgets), reverse=True))
+    total = len(folds) * len(ordered)
+    dense = cost({})
+    samples = sum(len(part) for part in folds)
+    damage = np.full((len(ordered), samples), np.nan)
+    predicted = np.full((len(ordered), len(folds)), np.nan)
+    known: dict[tuple[int, tuple[tuple[str, int], ...]], Floats] = {}
+    for number, held in enumerate(folds):
+        others = np.setdiff1d(np.arange(samples), held)
+        part = {name: _subset(curve, others) for name, curve in curves.items()}
+        for row, budget in enumerate(ordered):
+            found = allocate(part, budget * dense, cost, objective=objective)
+            if found.status is Status.FOUND:
+                key = (number, tuple(sorted(found.widths.items())))
+                if key not in known:
+                    known[key] = joint(found.widths, held)
+                damage[row, held] = known[key]
+                predicted[row, number] = sum(part[n].damage[level].mean() for n, level in found.levels.items())
+            if progress is not None:
+                progress(number * len(ordered) + row + 1, total)
+    met = ~np.isnan(predicted).any(axis=1)
+    kept = damage[met]
+    return BudgetCurve(
+        budgets=tuple(b for b, ok in zip(ordered, met, strict=True) if ok),
+        mean=kept.mean(axis=1),
+        standard_error=_standard_error(kept),
+        predicted=predicted[met].mean(axis=1),
+    )
+
+
+def choose(curve: BudgetCurve, tolerance: float, *, standard_errors: float = 1.0) -> Choice:
+    """The most aggressive budget whose damage stays within the tolerance, it and all milder ones.
+
+    Within: mean plus `standard_errors` standard errors is at most `tolerance`. That all milder budgets
+    must be within too keeps a lucky island beyond the first failure from being chosen.
+
+    >>> bumpy = BudgetCurve((1.0, 0.8, 0.6), np.array([0., .005, .03]), np.array([0., .002, .01]), np.zeros(3))
+    >>> choose(bumpy, 0.01).budget
+    0.8
+    """
+    upper = curve.mean + standard_errors * curve.standard_error
+    within = [bool(value <= tolerance) for value in upper]
+    length = within.index(False) if False in within else len(within)
+    if length == 0:
+        return Choice(1.0, None, 0.0, 0.0, f"no budget of the grid keeps the damage within {tolerance:g}")
+    index = length - 1
+    damage, error = float(curve.mean[index]), float(curve.standard_error[index])
+    reason = (
+        f"{curve.budgets[index]:.0%} is the most aggressive budget whose out-of-fold damage plus "
+        f"{standard_errors:g} standard error ({damage:.4g} + {standard_errors * error:.4g}) is within {tolerance:g}"
+    )
+    if length < len(within):
+        reason += f"; at {curve.budgets[length]:.0%} it is {float(upper[length]):.4g}"
+    return Choice(curve.budgets[index], index, damage, error, reason)
+
+
+def _subset(curve: Curve, samples: Samples) -> Curve:
+    return replace(curve, damage=curve.damage[:, samples], loss_damage=curve.loss_damage[:, samples])
+
+
+def _standard_error(damage: Floats) -> Floats:
+    samples = damage.shape[1]
+    with np.errstate(invalid="ignore"):
+        spread = damage.std(axis=1, ddof=1) / np.sqrt(samples) if samples > 1 else np.full(len(damage), np.inf)
+    # No change in any sample does not mean that none can change: one in `samples` still may.
+    untouched = (damage == 0).all(axis=1)
+    return np.asarray(np.where(untouched, 1 / samples, spread))

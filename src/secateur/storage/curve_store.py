@@ -1,0 +1,119 @@
+"""Measured points in SQLite: each is kept as soon as it is measured."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from secateur.errors import StoreError
+from secateur.types import Floats
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = """CREATE TABLE IF NOT EXISTS points (
+    key TEXT PRIMARY KEY, label TEXT NOT NULL, shapes TEXT NOT NULL, data BLOB NOT NULL, sha256 TEXT NOT NULL
+) WITHOUT ROWID"""
+
+
+@dataclass(frozen=True, eq=False)
+class CurveStore:
+    """Points by the hash of everything they depend on."""
+
+    connection: sqlite3.Connection
+
+    @staticmethod
+    @contextlib.contextmanager
+    def open(path: Path) -> Iterator["CurveStore"]:
+        """Open or make a store; a damaged file is set aside and a new one begun.
+
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        connection = _connect(path)
+        try:
+            yield CurveStore(connection)
+        finally:
+            connection.close()
+
+    def get(self, key: str) -> Mapping[str, Floats] | None:
+        """The arrays under `key`; None if there are none or they were damaged."""
+        row = self.connection.execute("SELECT shapes, data, sha256 FROM points WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        shapes, data, digest = row
+        if hashlib.sha256(data).hexdigest() != digest:
+            logger.warning("a stored point is damaged and will be measured again: %s", key)
+            return None
+        return _unpack(json.loads(shapes), data)
+
+    def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
+        """Keep float64 `arrays` under `key`; on disk when this returns.
+
+        Raises:
+            StoreError: the disk is full or fails; points kept before stay.
+        """
+        shapes = json.dumps({name: list(array.shape) for name, array in arrays.items()})
+        data = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays.values())
+        row = (key, label, shapes, data, hashlib.sha256(data).hexdigest())
+        try:
+            with self.connection:
+                self.connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"cannot keep the point {label!r}: {error}; points kept before are safe. "
+                "Free space on the disk and run again to resume"
+            ) from error
+
+    def count(self) -> int:
+        """Number of points."""
+        return int(self.connection.execute("SELECT COUNT(*) FROM points").fetchone()[0])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return _open_checked(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise StoreError(f"cannot open {path}: {error}; choose another run directory") from error
+        aside = _free_name(path)
+        path.rename(aside)
+        logger.warning("%s is damaged (%s); it was set aside as %s and a new store begun", path, error, aside.name)
+        return _open_checked(path)
+
+
+def _open_checked(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        state = connection.execute("PRAGMA quick_check").fetchone()[0]
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        connection.execute(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return aside
+
+
+def _unpack(shapes: Mapping[str, list[int]], data: bytes) -> dict[str, Floats]:
+    flat = np.frombuffer(data, dtype="<f8").astype(np.float64)
+    found, start = {}, 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        found[name] = flat[start : start + size].reshape(shape)
+        start += size
+    return found

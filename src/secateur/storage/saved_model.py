@@ -1,0 +1,168 @@
+"""A pruned model on disk: tensors in safetensors, the rest in a manifest; no pickle.
+
+The architecture comes from the user's own factory. The manifest says which attributes of its modules
+differ, the tensors' own shapes say the rest.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.errors import SavedModelError
+from secateur.graph.trace import canonical_names, named_state
+from secateur.storage.atomic import sha256_file, write_json, write_safetensors
+from secateur.surgery.tensors import replace_state
+from secateur.types import Rewrite
+
+SCHEMA_VERSION = 1
+WEIGHTS = "weights.safetensors"
+MANIFEST = "manifest.json"
+
+
+def save_model(
+    model: nn.Module,
+    directory: Path,
+    *,
+    original: nn.Module,
+    plan_json: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model` so that `load_model(factory_of_the_original, directory)` gives it back.
+
+    The manifest is written last: a directory without one is not a saved model.
+
+    Args:
+        model: the cut model.
+        directory: made if need be; files in it are replaced atomically.
+        original: the dense model, of the same class; only its attributes are read.
+        plan_json: the plan, for people and for replay.
+        extra: anything else that JSON can hold.
+    """
+    aliases = canonical_names(model)
+    state = {name: tensor for name, tensor in named_state(model).items() if aliases[name] == name}
+    (directory / MANIFEST).unlink(missing_ok=True)
+    write_safetensors(directory / WEIGHTS, state)
+    write_json(
+        directory / MANIFEST,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "model_type": _type_name(model),
+            "sha256": sha256_file(directory / WEIGHTS),
+            "aliases": {name: canonical for name, canonical in aliases.items() if name != canonical},
+            "rewrites": [[r.module, r.attribute, r.after] for r in attribute_changes(original, model)],
+            "plan": plan_json,
+            "torch_version": torch.__version__,
+            "extra": dict(extra or {}),
+        },
+    )
+
+
+def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
+    """Rebuild a saved model from the architecture that `factory` gives.
+
+    Args:
+        factory: returns the dense architecture; its weights do not matter.
+        directory: written by `save_model`.
+
+    Raises:
+        SavedModelError: a file is missing, truncated or changed, or the factory gives another model.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    tensors = _read_weights(folder, manifest)
+    model = factory()
+    _check_architecture(model, manifest, tensors, folder)
+    for path, attribute, after in manifest["rewrites"]:
+        module = model.get_submodule(path)
+        is_list = isinstance(getattr(module, attribute), list)
+        setattr(module, attribute, tuple(after) if isinstance(after, list) and not is_list else after)
+    replace_state(model, tensors)
+    return model
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a saved model, checked for being one.
+
+    Raises:
+        SavedModelError: it is missing, not JSON, or of another schema.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["schema_version"]
+    except FileNotFoundError as error:
+        raise SavedModelError(
+            f"{directory} holds no {MANIFEST}: it is not a saved model, or saving was cut short"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SavedModelError(f"{path} is damaged ({error}); save the model again or restore the file") from error
+    if version != SCHEMA_VERSION:
+        raise SavedModelError(f"{path} has schema version {version}; this release reads version {SCHEMA_VERSION}")
+    return dict(manifest)
+
+
+def attribute_changes(original: nn.Module, model: nn.Module) -> list[Rewrite]:
+    """Integer attributes (and tuples or lists of integers) in which two models of one class differ."""
+    before = dict(original.named_modules())
+    changes = []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            old = vars(before[path]).get(name) if path in before else None
+            if _is_size(value) and _is_size(old) and value != old:
+                changes.append(Rewrite(path, name, _frozen(old), _frozen(value)))
+    return changes
+
+
+def _is_size(value: Any) -> bool:
+    is_sequence = isinstance(value, tuple | list) and all(type(v) is int for v in value)
+    return type(value) is int or is_sequence
+
+
+def _frozen(value: Any) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
+
+
+def _type_name(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _read_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise SavedModelError(f"{path} is missing; restore it beside its {MANIFEST}")
+    found = sha256_file(path)
+    if found != manifest["sha256"]:
+        raise SavedModelError(
+            f"{path} has sha256 {found[:12]}…, its {MANIFEST} says {str(manifest['sha256'])[:12]}…: "
+            "the file is truncated or was changed; restore it or save the model again"
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SavedModelError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _check_architecture(
+    model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+) -> None:
+    if _type_name(model) != manifest["model_type"]:
+        raise SavedModelError(
+            f"{folder} holds a {manifest['model_type']}; the factory gives a {_type_name(model)}: pass the factory "
+            "of the model that was pruned"
+        )
+    aliases = canonical_names(model)
+    expected = {name for name, canonical in aliases.items() if name == canonical}
+    for name in sorted(expected ^ set(tensors)):
+        where = (
+            "the factory's model but not in the file" if name in expected else "the file but not in the factory's model"
+        )
+        raise SavedModelError(f"{folder}: tensor {name!r} is in {where}; the factory builds another architecture")
+    saved = dict(manifest["aliases"])
+    if {n: c for n, c in aliases.items() if n != c} != saved:
+        raise SavedModelError(f"{folder}: tied tensors differ from those of the factory's model: {sorted(saved)}")
