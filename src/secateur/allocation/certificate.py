@@ -30,6 +30,7 @@ class Certificate:
         before: mean metric of the dense model.
         after: mean metric of the pruned model.
         drop: mean damage, positive = worse.
+        drop_error: standard error of the drop.
         tolerance: the drop that was to be ruled out.
         confidence: of the statement.
         p_value: of the hypothesis that the drop exceeds the tolerance.
@@ -47,6 +48,7 @@ class Certificate:
     before: float
     after: float
     drop: float
+    drop_error: float
     tolerance: float
     confidence: float
     p_value: float
@@ -128,6 +130,7 @@ def certify_paired(
         before=float(before.mean()),
         after=float(after.mean()),
         drop=float(damage.mean()),
+        drop_error=float(damage.std(ddof=1) / math.sqrt(len(damage))) if len(damage) > 1 else math.inf,
         tolerance=tolerance,
         confidence=confidence,
         p_value=p,

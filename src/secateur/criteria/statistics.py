@@ -36,7 +36,7 @@ def sum_over_unit(s: Slice, values: Tensor) -> Tensor:
     >>> sum_over_unit(s, torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [4.0, 6.0]
     """
-    along = values.movedim(s.dim, 0).flatten(1).sum(1)
+    along = values.movedim(s.dim, 0).reshape(values.shape[s.dim], -1).sum(1)
     return along[s.index.to(along.device)].sum(1)
 
 

@@ -27,7 +27,7 @@ from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage,
 from secateur.pipeline.search import Search, descend, descend_guarded, reachable_grid, threshold
 from secateur.pipeline.task import Task
 from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.scan import SPARSITIES
+from secateur.sensitivity.scan import SPARSITIES, fingerprint
 from secateur.storage.curve_store import CurveStore
 from secateur.storage.run_directory import open_run
 from secateur.surgery.plan import Plan
@@ -118,9 +118,10 @@ def prune(
     held = as_batches(validation, "validation", batch_fn)
     with contextlib.ExitStack() as stack:
         settings = {
-            "tolerance": tolerance, "budget": repr(budget), "metric": found_metric.name, "criterion": repr(criterion),
-            "sparsities": list(sparsities), "folds": folds, "schedule": str(schedule), "rounds": rounds,
-            "retrain": repr(retrain), "repair": repair, "controls": list(controls), "ignore": list(ignore), "seed": seed,
+            "model": fingerprint(model), "tolerance": tolerance, "budget": repr(budget), "metric": found_metric.name,
+            "criterion": repr(criterion), "sparsities": list(sparsities), "folds": folds, "schedule": str(schedule),
+            "rounds": rounds, "retrain": repr(retrain), "repair": repair, "controls": list(controls),
+            "ignore": list(ignore), "calibration_samples": calibration_samples, "seed": seed,
         }  # fmt: skip
         run = stack.enter_context(open_run(Path(run_dir), settings)) if run_dir is not None else None
         store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite")) if run_dir is not None else None
@@ -204,7 +205,8 @@ def _run(
     with clock.stage("costs"):
         story = Story(
             task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
-            certificate=certificate, left=left, small=small, tolerance=tolerance, budget=budget, timings=clock.timings,
+            certificate=certificate, left=left, small=small, tolerance=tolerance, budget=budget,
+            schedule=repr(schedule), timings=clock.timings,
         )  # fmt: skip
         data = tell(story)
     damage = best.damage if best is not None else measured_damage(task, small)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.data import BatchFn, as_batches
 from secateur.errors import ArgumentError
@@ -99,15 +99,20 @@ def measure_curves(
 
 def context_key(prober: Probe) -> str:
     """Hash of everything but the units that a point depends on: weights, data, metric, loss, versions."""
-    digest = hashlib.sha256()
-    digest.update(f"{torch.__version__}|{type(prober.model).__qualname__}|{prober.model}".encode())
-    for name, tensor in named_state(prober.model).items():
-        digest.update(name.encode() + _bytes(tensor))
+    digest = hashlib.sha256(fingerprint(prober.model).encode())
     for batch in prober.data:
         for leaf in torch.utils._pytree.tree_leaves((batch.args, batch.kwargs, batch.targets)):
             digest.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
     digest.update(f"{prober.metric.name}|{getattr(prober.loss, '__qualname__', prober.loss)}".encode())
     digest.update(prober.baseline.metric.tobytes() + prober.baseline.loss.tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of a model's architecture as printed, its weights and buffers, and torch's version."""
+    digest = hashlib.sha256(f"{torch.__version__}|{type(model).__qualname__}|{model}".encode())
+    for name, tensor in named_state(model).items():
+        digest.update(name.encode() + _bytes(tensor))
     return digest.hexdigest()
 
 

@@ -1,0 +1,282 @@
+"""The report of a run: its results, as plain data."""
+
+import datetime
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+
+from secateur.allocation.certificate import Certificate
+from secateur.allocation.thresholds import BudgetCurve, Choice
+from secateur.graph.groups import structure
+from secateur.graph.trace import canonical_names, named_state
+from secateur.measures.latency import time_models, verdict
+from secateur.measures.macs import count_macs, count_params
+from secateur.pipeline.rounds import Round, Scene
+from secateur.pipeline.search import Search
+from secateur.pipeline.task import Damage, Task
+from secateur.report.schema import (
+    CertificateData,
+    ControlRow,
+    CostRow,
+    CurveData,
+    LeftRow,
+    QualityRow,
+    ReportData,
+    RewriteRow,
+    RoundRow,
+    ThresholdData,
+    WidthRow,
+)
+from secateur.storage.saved_model import attribute_changes
+from secateur.types import Budget, Curves, Note
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """Everything that happened in a run."""
+
+    task: Task
+    scene: Scene
+    curves: Curves
+    picture: BudgetCurve
+    choice: Choice | None
+    search: Search
+    controls: Mapping[str, Search]
+    certificate: Certificate | None
+    left: tuple[Note, ...]
+    small: nn.Module
+    tolerance: float | None
+    budget: Budget | None
+    schedule: str
+    timings: Mapping[str, float]
+
+
+def tell(story: Story) -> ReportData:
+    """Measure what is left to measure, and put all of it into the form of the report."""
+    task, best = story.task, story.search.best
+    return ReportData(
+        title=f"secateur: {type(task.model).__name__}",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={"secateur": own_version(), "torch": torch.__version__, "python": platform.python_version()},
+        machine=f"{platform.system()} {platform.machine()}",
+        threads=torch.get_num_threads(),
+        seed=task.seed,
+        metric=task.metric.name,
+        higher_is_better=task.metric.higher_is_better,
+        asked=_asked(story),
+        costs=cost_rows(task, story.small),
+        quality=_quality(story),
+        certificate=_certificate(story.certificate),
+        curves=_curves(story),
+        widths=_widths(story),
+        thresholds=_thresholds(story),
+        rounds=[_round(r, story.search) for r in story.search.rounds],
+        controls=_controls(story) if best is not None else [],
+        left_alone=_left_alone(story),
+        coverage=structure(story.scene.program, ()).coverage(),
+        rewrites=[
+            RewriteRow(module=r.module or "(root)", attribute=r.attribute, before=str(r.before), after=str(r.after))
+            for r in attribute_changes(task.model, story.small)
+        ],
+        warnings=_warnings(story),
+        timings=[(name, round(seconds, 2)) for name, seconds in story.timings.items()],
+    )
+
+
+def own_version() -> str:
+    """Installed version of secateur."""
+    try:
+        return version("secateur")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def cost_rows(task: Task, small: nn.Module) -> list[CostRow]:
+    """Counted and timed, before and after."""
+    before, after = time_models([task.model, small], task.args)
+    return [
+        CostRow(name="MACs", unit="", before=count_macs(task.model, task.args), after=count_macs(small, task.args)),
+        CostRow(name="parameters", unit="", before=count_params(task.model), after=count_params(small)),
+        CostRow(name="file size", unit="B", before=file_bytes(task.model), after=file_bytes(small)),
+        CostRow(
+            name="latency",
+            unit="s",
+            before=before.median_s,
+            after=after.median_s,
+            spread_before=before.iqr_s,
+            spread_after=after.iqr_s,
+            verdict=verdict(before, after),
+        ),
+    ]
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the model's weights as a safetensors file."""
+    aliases = canonical_names(model)
+    own = {n: t.detach().cpu().contiguous() for n, t in named_state(model).items() if aliases[n] == n}
+    return len(safetensors_bytes(own))
+
+
+def _asked(story: Story) -> list[tuple[str, str]]:
+    task = story.task
+    goal = (
+        f"lose at most {story.tolerance:g} of {task.metric.name}" if story.tolerance is not None else str(story.budget)
+    )
+    return [
+        ("model", f"{type(task.model).__module__}.{type(task.model).__qualname__}"),
+        ("goal", goal),
+        ("metric", f"{task.metric.name}, {'higher' if task.metric.higher_is_better else 'lower'} is better"),
+        ("criterion", repr(task.criterion)),
+        ("calibration", f"{task.calibration.count()} samples"),
+        ("validation", f"{len(task.baseline.metric)} samples"),
+        ("test", f"{story.certificate.samples} samples" if story.certificate else "none"),
+        ("schedule", story.schedule),
+        ("repair", "least squares and batch-norm moments" if task.repair else "none"),
+        ("retraining", repr(task.retrain) if task.retrain is not None else "none"),
+        ("ignored", ", ".join(task.ignore) or "nothing"),
+    ]
+
+
+def _quality(story: Story) -> list[QualityRow]:
+    task, best = story.task, story.search.best
+    damage = best.damage if best is not None else Damage(0.0, 0.0)
+    dense = float(task.baseline.metric.mean())
+    rows = [
+        QualityRow(
+            name="validation (was chosen on)",
+            dense=dense,
+            pruned=dense - task.metric.sign * damage.mean,
+            damage=finite(damage.mean),
+            standard_error=finite(damage.standard_error),
+        )
+    ]
+    if story.certificate is not None:
+        c = story.certificate
+        rows.append(
+            QualityRow(name="test (read once)", dense=c.before, pruned=c.after, damage=c.drop, standard_error=c.drop_error)
+        )
+    return rows
+
+
+def _certificate(certificate: Certificate | None) -> CertificateData | None:
+    if certificate is None:
+        return None
+    fields = {k: v for k, v in certificate.to_dict().items() if k != "drop_error"}
+    return CertificateData(sentence=certificate.sentence(), **fields)
+
+
+def _curves(story: Story) -> list[CurveData]:
+    best = story.search.best
+    granularity = {g.name: g.granularity for g in story.scene.groups}
+    return [
+        CurveData(
+            group=name,
+            granularity=granularity[name],
+            sparsities=[round(s, 6) for s in curve.sparsities],
+            damage=[finite(v) for v in curve.mean()],
+            standard_error=[finite(v) for v in curve.standard_error()],
+            chosen_sparsity=best.plan.sparsity(name) if best is not None and name in best.plan.keep else None,
+        )
+        for name, curve in story.curves.items()
+    ]
+
+
+def _widths(story: Story) -> list[WidthRow]:
+    best = story.search.best
+    return [
+        WidthRow(
+            group=g.name,
+            granularity=g.granularity,
+            before=g.size,
+            after=len(best.plan.keep[g.name]) if best is not None and g.name in best.plan.keep else g.size,
+            parameters=sorted({s.parameter for s in g.slices}),
+        )
+        for g in story.scene.groups
+    ]
+
+
+def _thresholds(story: Story) -> ThresholdData:
+    picture, choice = story.picture, story.choice
+    fraction = story.budget.macs if story.budget is not None else None
+    reason = choice.reason if choice is not None else "the budget was given"
+    return ThresholdData(
+        budgets=list(picture.budgets),
+        damage=[finite(v) for v in picture.mean],
+        standard_error=[finite(v) for v in picture.standard_error],
+        predicted=[finite(v) for v in picture.predicted],
+        chosen=choice.budget if choice is not None else fraction,
+        tolerance=story.tolerance,
+        reason=reason,
+    )
+
+
+def _round(result: Round, search: Search) -> RoundRow:
+    def mean(damage: Damage | None) -> float | None:
+        return None if damage is None else finite(damage.mean)
+
+    return RoundRow(
+        number=result.number,
+        target=result.target,
+        macs=result.macs,
+        damage_cut=mean(result.cut),
+        damage_repaired=mean(result.repaired),
+        damage_retrained=mean(result.retrained),
+        standard_error=finite(result.damage.standard_error),
+        kept=result.number in search.kept,
+        reason=search.reasons[result.number],
+    )
+
+
+def _controls(story: Story) -> list[ControlRow]:
+    found = {"secateur": story.search.best, **{name: s.best for name, s in story.controls.items()}}
+    return [
+        ControlRow(
+            name=name,
+            macs=result.macs,
+            damage=finite(result.damage.mean),
+            standard_error=finite(result.damage.standard_error),
+        )
+        for name, result in found.items()
+        if result is not None
+    ]
+
+
+def _left_alone(story: Story) -> list[LeftRow]:
+    fixed = structure(story.scene.program, ()).fixed
+    rows = [LeftRow(where=f"group {note.where}", reason=note.text) for note in story.left]
+    return rows + [LeftRow(where=f"{f.parameter}, dimension {f.dim}", reason=f.reason, size=f.size) for f in fixed]
+
+
+def _warnings(story: Story) -> list[str]:
+    found = []
+    if story.certificate is None:
+        found.append("There was no test data, so nothing is certified.")
+    if story.search.best is None:
+        found.append("No round stayed within the tolerance: the model is as it was.")
+    suspicious = [name for name, curve in story.curves.items() if not curve.loss_damage.any()]
+    if suspicious:
+        found.append(
+            f"Silencing units of {', '.join(suspicious[:5])} changed nothing at all at any sparsity: "
+            "suspect the probe before calling them robust."
+        )
+    beaten = [r.name for r in (_controls(story) if story.search.best else []) if _as_good(r, story.search.best)]
+    if beaten:
+        found.append(f"The control {', '.join(beaten)} did as well within one standard error at the same multiply-adds.")
+    return found
+
+
+def _as_good(row: ControlRow, best: Round | None) -> bool:
+    if best is None or row.name == "secateur" or row.damage is None:
+        return False
+    return row.damage <= best.damage.mean + best.damage.standard_error
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not finite (JSON has no infinity)."""
+    return float(value) if math.isfinite(value) else None
