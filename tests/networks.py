@@ -151,7 +151,9 @@ def rnn(kind: str, layers: int, bidirectional: bool, use_state: bool = False) ->
 
 
 CASES = [
-    Case("mlp", lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), lambda n: torch.randn(n, 6).double()),
+    Case(
+        "mlp", lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), lambda n: torch.randn(n, 6).double()
+    ),
     Case("residual", Residual, image),
     Case("grouped", Grouped, image),
     Case("split", Split, lambda n: torch.randn(n, 6).double()),

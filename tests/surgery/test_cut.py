@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from networks import CASES, Case, built
 from torch import Tensor, nn
 
+from networks import CASES, Case, built
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
@@ -21,8 +21,6 @@ SPARSITIES = [0.3, 0.5, 0.9]
 def random_plan(groups, sparsity: float, seed: int) -> Plan:
     generator = torch.Generator().manual_seed(seed)
     return plan(groups, {g.name: torch.rand(g.size, generator=generator) for g in groups}, sparsity=sparsity)
-
-
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)

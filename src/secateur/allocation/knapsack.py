@@ -94,13 +94,15 @@ def multiple_choice_knapsack(
 def uniform_allocation(
     full: Mapping[str, int], budget: float, cost: CostFunction, *, multiple_of: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The same density for every group: the largest whose cost is at most `budget`.
+    """The same density for every group, as nearly as whole units allow: the largest that fits `budget`.
+
+    What rounding down leaves of the budget is spent on one more unit (or multiple) for a group at a time.
 
     Raises:
         BudgetError: not even one unit (or one multiple) in each group fits.
 
     >>> uniform_allocation({"a": 10, "b": 10}, 9, lambda w: w["a"] + w["b"])
-    {'a': 4, 'b': 4}
+    {'a': 5, 'b': 4}
     """
     multiples = multiple_of or {}
 
@@ -115,7 +117,11 @@ def uniform_allocation(
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
-    return at(low)
+    widths = at(low)
+    for name, size in full.items():
+        more = {**widths, name: min(size, widths[name] + multiples.get(name, 1))}
+        widths = more if cost(more) <= budget else widths
+    return widths
 
 
 def _width(size: int, density: float, multiple: int) -> int:

@@ -159,7 +159,9 @@ def _quality(story: Story) -> list[QualityRow]:
     if story.certificate is not None:
         c = story.certificate
         rows.append(
-            QualityRow(name="test (read once)", dense=c.before, pruned=c.after, damage=c.drop, standard_error=c.drop_error)
+            QualityRow(
+                name="test (read once)", dense=c.before, pruned=c.after, damage=c.drop, standard_error=c.drop_error
+            )
         )
     return rows
 
@@ -267,7 +269,9 @@ def _warnings(story: Story) -> list[str]:
         )
     beaten = [r.name for r in (_controls(story) if story.search.best else []) if _as_good(r, story.search.best)]
     if beaten:
-        found.append(f"The control {', '.join(beaten)} did as well within one standard error at the same multiply-adds.")
+        found.append(
+            f"The control {', '.join(beaten)} did as well within one standard error at the same multiply-adds."
+        )
     return found
 
 

@@ -1,0 +1,32 @@
+# make demo   creates .venv, installs, prunes two networks on bundled data and writes two reports
+# make test   the whole default suite, in the same .venv
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+STAMP := $(VENV)/.stamp
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(PIP_ARGS) torch
+	$(BIN)/pip install -q $(PIP_ARGS) -e ".[test]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/secateur demo --out runs/demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: demo test test-slow lint

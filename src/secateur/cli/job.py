@@ -1,0 +1,38 @@
+"""A recipe, run."""
+
+from pathlib import Path
+
+from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_retraining
+from secateur.cli.progress import make_progress
+from secateur.cli.recipe import Recipe
+from secateur.pipeline.prune import prune
+from secateur.pipeline.result import Result
+from secateur.types import Budget
+
+
+def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> Result:
+    """Load the trained model and prune it as the recipe says; resumes in `out`."""
+    return prune(
+        load_dense(recipe.model, allowed),
+        example_args(splits, recipe.model.example_batch),
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        metric=recipe.metric,
+        loss=recipe.loss,
+        tolerance=recipe.tolerance,
+        budget=None if recipe.budget is None else Budget(macs=recipe.budget.macs),
+        criterion=load_criterion(recipe),
+        sparsities=recipe.sparsities,
+        folds=recipe.folds,
+        schedule=recipe.schedule,
+        rounds=recipe.rounds,
+        retrain=load_retraining(recipe),
+        repair=recipe.repair,
+        controls=recipe.controls,
+        ignore=recipe.ignore,
+        calibration_samples=recipe.calibration_samples,
+        seed=recipe.seed,
+        run_dir=out,
+        progress=make_progress(),
+    )

@@ -1,0 +1,1 @@
+"""Small networks for the demo and the recipes."""
