@@ -46,12 +46,12 @@ class TensorBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.inputs)
         order = torch.randperm(count) if self.shuffle else torch.arange(count)
-        for rows in order.split(self.batch_size):
+        for rows in torch.split(order, self.batch_size):
             yield self._prepared(self.inputs[rows]), self.targets[rows]
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.inputs) // self.batch_size)
+        return (len(self.inputs) + self.batch_size - 1) // self.batch_size
 
     def _prepared(self, x: Tensor) -> Tensor:
         x = x.float() / 255 if x.dtype == torch.uint8 else x

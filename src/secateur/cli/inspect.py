@@ -41,7 +41,8 @@ def inspection(recipe: Recipe, splits: Splits, allowed: tuple[str, ...]) -> str:
         fixed.add_row(reason, str(count))
     text = to_text(groups) + "\n" + to_text(fixed)
     counts = f"{number(cost.macs)} MACs and {number(cost.params)} parameters"
-    return f"{text}\n{found.coverage():.1%} of the removable positions lie in a group. {counts} with a batch of {len(args[0])}."
+    share = f"{found.coverage():.1%} of the removable positions lie in a group."
+    return f"{text}\n{share} {counts} with a batch of {len(args[0])}."
 
 
 def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> str:

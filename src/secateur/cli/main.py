@@ -153,7 +153,7 @@ def run(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not _is_usage(error):
             raise
-        _fail(getattr(error, "format_message", lambda: str(error))(), 2)
+        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -41,7 +41,8 @@ def score(groups: Iterable[Group], statistics: Statistics, criterion: Criterion)
         values = criterion(group, statistics)
         if values.shape != (group.size,):
             raise PlanError(
-                f"{criterion!r} gave scores of shape {tuple(values.shape)} for group {group.name!r}; needed ({group.size},)"
+                f"{criterion!r} gave scores of shape {tuple(values.shape)} for group {group.name!r}; "
+                f"needed ({group.size},)"
             )
         if bool(values.isnan().any()):
             raise NumericalError(f"{criterion!r} gave NaN for group {group.name!r}; check the calibration data")

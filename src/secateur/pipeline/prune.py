@@ -39,7 +39,7 @@ CONTROLS = ("random", "uniform-magnitude")
 LEAST_MACS = 0.1
 
 
-def prune(
+def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     model: nn.Module,
     args: tuple[Any, ...],
     *,
@@ -191,7 +191,8 @@ def _run(
             targets = _targets(schedule, final) if task.retrain is not None else [final]
             search = descend(task, targets, allocator=ByCurves(task), first=scene, name="rounds")
         else:
-            assert tolerance is not None and choice is not None
+            assert tolerance is not None
+            assert choice is not None
             start = [choice.budget] if choice.index is not None and choice.budget < 1 else []
             later = [t for t in _targets(schedule, LEAST_MACS) if not start or t < start[0]]
             targets = start + later if task.retrain is not None else start
@@ -272,7 +273,7 @@ def _check_arguments(
         raise ArgumentError(f"pass exactly one of tolerance and budget; got tolerance={tolerance}, budget={budget}")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
-    for name, value in (("macs", budget and budget.macs), ("params", budget and budget.params)):
+    for name, value in (("macs", getattr(budget, "macs", None)), ("params", getattr(budget, "params", None))):
         if value is not None and not 0 < value <= 1:
             raise ArgumentError(f"Budget({name}={value}) must lie in (0, 1]: a fraction of the dense model's cost")
     if rounds < 1 or folds < 2:

@@ -192,7 +192,8 @@ def measured_damage(task: Task, model: nn.Module) -> Damage:
 
 
 def _retrained(task: Task, small: nn.Module, number: int, directory: Path | None) -> nn.Module:
-    assert task.retrain is not None and task.train is not None
+    assert task.retrain is not None
+    assert task.train is not None
     with task.progress.stage(f"retraining, round {number}", None) as advance:
         return retrain(
             small,

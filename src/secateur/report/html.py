@@ -25,7 +25,7 @@ def render_html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, points=points, percent=percent)
+    environment.filters.update(number=number, quantity=quantity, points=points, percent=percent)
     curves = sorted(data.curves, key=_sensitivity, reverse=True)
     y_range = shared_range(curves)
     return environment.get_template("report.html.jinja").render(
@@ -51,6 +51,18 @@ def number(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {letter}"
     return f"{value:.3g}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with its unit; seconds as milli- or microseconds where they are short.
+
+    >>> quantity(0.00302, "s"), quantity(4.2e-05, "s"), quantity(1500, "B"), quantity(12, "")
+    ('3.02 ms', '42 µs', '1.5 kB', '12')
+    """
+    if value is not None and unit == "s" and value < 1:
+        return f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+    text = number(value)
+    return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}".rstrip()
 
 
 def points(value: float | None) -> str:

@@ -27,7 +27,7 @@ def threshold_plot(data: ThresholdData, metric: str) -> Markup:
 
 def curve_plot(data: CurveData, y_range: tuple[float, float]) -> Markup:
     """One group's damage against sparsity."""
-    frame = Frame(220, 130, (0.0, 1.0), y_range, left=34, right=8, top=8, bottom=30)
+    frame = Frame(220, 130, (0.0, 1.0), y_range, left=34, right=16, top=8, bottom=30)
     parts = [
         axes(frame, "removed", "", small=True),
         line_with_band(frame, data.sparsities, data.damage, data.standard_error),

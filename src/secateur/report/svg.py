@@ -32,9 +32,9 @@ class Frame:
         return round(self.left + (value - low) / (high - low) * (self.width - self.left - self.right), 2)
 
     def y(self, value: float) -> float:
-        """Vertical position on the canvas, kept inside the frame; larger values are higher up."""
+        """Vertical position on the canvas; larger values are higher up."""
         low, high = self.y_range
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
+        share = (value - low) / (high - low)
         return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 2)
 
 
@@ -57,7 +57,10 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def line_with_band(frame: Frame, x: Values, y: Values, error: Values) -> Markup:
-    """A line through the points, a band of one `error` up and down, and a dot a point."""
+    """A line through the points, a band of one `error` up and down, and a dot a point.
+
+    What lies outside the frame is clipped: a line that leaves it is seen to leave.
+    """
     points = [(a, b, e or 0.0) for a, b, e in zip(x, y, error, strict=True) if a is not None and b is not None]
     points = [p for p in points if is_point(*p)]
     if not points:
@@ -66,10 +69,21 @@ def line_with_band(frame: Frame, x: Values, y: Values, error: Values) -> Markup:
     lower = [f"{frame.x(a)},{frame.y(b - e)}" for a, b, e in reversed(points)]
     middle = [f"{frame.x(a)},{frame.y(b)}" for a, b, _ in points]
     dots = "".join(f'<circle class="dot" cx="{frame.x(a)}" cy="{frame.y(b)}" r="2"/>' for a, b, _ in points)
-    return Markup(
-        f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
-        f'<polyline class="line" points="{" ".join(middle)}"/>{dots}'
+    return clipped(
+        frame,
+        Markup(
+            f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
+            f'<polyline class="line" points="{" ".join(middle)}"/>{dots}'
+        ),
     )
+
+
+def clipped(frame: Frame, content: Markup) -> Markup:
+    """`content`, seen through the plotting area only (with room for a dot on its edge)."""
+    x, y = frame.left - 3, frame.top - 3
+    width, height = frame.width - frame.left - frame.right + 6, frame.height - frame.top - frame.bottom + 6
+    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" viewBox="{x:g} {y:g} {width:g} {height:g}"'
+    return Markup(f'<svg class="clip" {box}>') + content + Markup("</svg>")
 
 
 def axes(frame: Frame, x_label: str, y_label: str, *, small: bool = False) -> Markup:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from secateur.report.html import number, percent, points
+from secateur.report.html import number, percent, points, quantity
 from secateur.report.schema import CurveData, ReportData
 
 WIDTH = 80
@@ -19,7 +19,7 @@ def summary_table(data: ReportData) -> Table:
         table.add_column(name, justify="left" if not name else "right", overflow="fold")
     for row in data.costs:
         change = row.verdict or f"{row.ratio:.2f}x smaller"
-        table.add_row(row.name, number(row.before) + row.unit, number(row.after) + row.unit, change)
+        table.add_row(row.name, quantity(row.before, row.unit), quantity(row.after, row.unit), change)
     for quality in data.quality:
         change = f"{points(quality.damage)} lost, s.e. {number(quality.standard_error)}"
         table.add_row(shorten(quality.name, 26), f"{quality.dense:.4f}", f"{quality.pruned:.4f}", change)

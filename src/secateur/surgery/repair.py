@@ -160,7 +160,9 @@ def _is_repairable(small: nn.Module, name: str, kept: Mapping[tuple[str, int], T
 def _recalibrate(model: nn.Module, name: str, data: Batches) -> None:
     """Population mean and variance of each channel of what the batch norm sees."""
     module = model.get_submodule(name)
-    assert isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    assert isinstance(module, _BatchNorm)
+    assert module.running_mean is not None
+    assert module.running_var is not None
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for x in _inputs(model, name, data):
         flat = x.movedim(1, 0).flatten(1).double()
