@@ -269,9 +269,7 @@ def _warnings(story: Story) -> list[str]:
         )
     beaten = [r.name for r in (_controls(story) if story.search.best else []) if _as_good(r, story.search.best)]
     if beaten:
-        found.append(
-            f"The control {', '.join(beaten)} did as well within one standard error at the same multiply-adds."
-        )
+        found.append(f"At the same multiply-adds, within one standard error as good: {', '.join(beaten)}.")
     return found
 
 
