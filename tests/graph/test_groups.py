@@ -1,0 +1,136 @@
+"""Groups and fixed axes of small networks, written down by hand."""
+
+import pytest
+import torch
+from networks import CASES, built
+from torch import Tensor, nn
+
+from secateur.errors import NumericalError, TraceError
+from secateur.graph.groups import find_fixed, find_groups, structure
+from secateur.graph.trace import trace
+
+
+def groups_of(name: str) -> dict[str, tuple[int, int, str, bool]]:
+    case = next(c for c in CASES if c.name == name)
+    found = find_groups(trace(built(case), (case.inputs(2),)))
+    return {g.name: (g.size, g.rows, g.granularity, g.exact) for g in found}
+
+
+def test_residual_stream_is_one_group_and_padding_is_fixed() -> None:
+    assert groups_of("residual") == {
+        "stem": (8, 1, "channel", True),
+        "a1": (8, 1, "channel", True),
+    }
+
+
+def test_grouped_convolution_has_groups_and_channels_within() -> None:
+    found = groups_of("grouped")
+    assert found["c1:channel_group"] == (3, 1, "channel_group", True)
+    assert found["c1:channel"] == (4, 1, "channel", True)
+    assert found["grouped"] == (6, 1, "channel", True)
+    assert found["side"] == (4, 1, "channel", True)
+
+
+def test_a_stacked_lstm_is_one_group_of_equal_rows() -> None:
+    assert groups_of("LSTM-2-bidirectional") == {"rnn": (32, 4, "hidden", True)}
+
+
+def test_attention_has_heads_head_dimensions_and_a_renormalised_stream() -> None:
+    found = groups_of("attention")
+    assert found["query:head"] == (4, 1, "head", True)
+    assert found["up"] == (40, 1, "neuron", True)
+    assert [name for name, (_, _, _, exact) in found.items() if not exact] == ["table"]
+
+
+def test_tied_layers_share_one_group() -> None:
+    assert groups_of("tied") == {"scale": (10, 1, "neuron", True)}
+
+
+def test_ignore_by_module_glob_and_predicate() -> None:
+    case = next(c for c in CASES if c.name == "residual")
+    program = trace(built(case), (case.inputs(2),))
+    for ignore in (["a1"], ["a?.weight"], ["a1.weight"]):
+        assert "a1" not in {g.name for g in find_groups(program, ignore)}
+    assert find_groups(program, predicate=lambda name: True) == ()
+    assert "ignored at the caller's wish" in {f.reason for f in find_fixed(program, ["a1"])}
+
+
+def test_an_unknown_operator_fixes_what_it_touches_and_says_so() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.b(torch.relu(self.a(x))))
+            return self.c(torch.linalg.matrix_exp(x @ x.T) @ x)
+
+    found = structure(trace(Odd(), (torch.randn(3, 4),)))
+    assert "a" in {g.name for g in found.groups}
+    odd = structure(trace(nn.Sequential(nn.Linear(4, 6), Cumulative(), nn.Linear(6, 2)), (torch.randn(3, 4),)))
+    assert odd.groups == ()
+    assert any("cumsum" in f.reason for f in odd.fixed)
+
+
+class Cumulative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(-1)
+
+
+class Unheard(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x) if x.ndim > 9 else torch.fft.fft(x).real
+
+
+def test_every_dimension_is_in_a_group_or_fixed_with_a_reason() -> None:
+    for case in CASES:
+        program = trace(built(case), (case.inputs(2),))
+        found = structure(program)
+        covered: dict[tuple[str, int], set[int]] = {}
+        for group in found.groups:
+            for s in group.slices:
+                covered.setdefault((s.parameter, s.dim), set()).update(s.index.flatten().tolist())
+        for f in found.fixed:
+            assert f.reason, (case, f)
+        for name, shape in program.shapes.items():
+            for dim, size in enumerate(shape):
+                fixed = sum(f.size for f in found.fixed if (f.parameter, f.dim) == (name, dim))
+                free = len(covered.get((name, dim), set()))
+                # A fixed factor of a product (the gates) is inside the positions of the group.
+                assert free + fixed == size or free == size, (case, name, dim)
+
+
+def test_an_operator_without_a_rule_is_named() -> None:
+    found = structure(trace(nn.Sequential(nn.Linear(4, 6), Unheard(), nn.Linear(6, 2)), (torch.randn(3, 4),)))
+    assert found.groups == ()
+    assert any("no rule for the operator aten.fft" in f.reason for f in found.fixed)
+
+
+def test_tracing_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2))
+    model[1].eval()
+    trace(model, (torch.zeros(2, 3),))
+    assert model.training and model[0].training and not model[1].training
+
+
+def test_a_model_that_cannot_be_exported() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if float(x.sum()) > 0 else x - 1
+
+    with pytest.raises(TraceError, match="Branching.*control flow.*torch.where"):
+        trace(Branching(), (torch.ones(2),))
+
+
+def test_example_inputs_that_do_not_fit() -> None:
+    with pytest.raises(TraceError, match=r"does not run on the example inputs.*\(2, 5\)"):
+        trace(nn.Linear(3, 4), (torch.zeros(2, 5),))
+    with pytest.raises(TraceError, match="needed a tuple"):
+        trace(nn.Linear(3, 4), torch.zeros(2, 3))  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite() -> None:
+    model = nn.Linear(3, 4)
+    model.weight.data[1, 2] = float("nan")
+    with pytest.raises(NumericalError, match="'weight' holds 1 values"):
+        trace(model, (torch.zeros(2, 3),))
