@@ -1,0 +1,144 @@
+"""Certificates: sizes by full enumeration and simulation, against tests that must fail."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from secateur.allocation.certificate import _score, betting_p_value, certify_paired, exact_p_value
+from secateur.errors import ArgumentError, DataError
+
+ALPHA = 0.05
+
+
+def outcomes(n: int):
+    return [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+
+
+def trinomial(n: int, b: int, c: int, p_b: float, p_c: float) -> float:
+    return float(stats.multinomial.pmf([b, c, n - b - c], n, [p_b, p_c, 1 - p_b - p_c]))
+
+
+@pytest.mark.parametrize(("n", "eps"), [(30, 0.05), (40, 0.1)])
+def test_size_by_enumeration_is_at_most_the_level(n: int, eps: float) -> None:
+    certified = [(b, c) for b, c in outcomes(n) if exact_p_value(n, b, c, eps) <= ALPHA]
+    naive = [(b, c) for b, c in outcomes(n) if (b - c) / n <= eps]
+    for discordance in (eps, 0.12, 0.2, 0.5):
+        p_b, p_c = (discordance + eps) / 2, (discordance - eps) / 2
+        assert sum(trinomial(n, b, c, p_b, p_c) for b, c in certified) <= ALPHA
+        # The same check must catch the rule that everybody uses.
+        assert sum(trinomial(n, b, c, p_b, p_c) for b, c in naive) > ALPHA
+
+
+def test_the_tail_probability_is_that_of_full_enumeration() -> None:
+    n, eps, b, c = 25, 0.1, 1, 2
+    observed = _score(np.array([b]), np.array([c]), n, eps)[0]
+    region = [o for o in outcomes(n) if _score(np.array([o[0]]), np.array([o[1]]), n, eps)[0] <= observed + 1e-12]
+    total = b + c
+    low = max(stats.beta.ppf(0.0005, total, n - total + 1), eps)
+    high = stats.beta.isf(0.0005, total + 1, n - total)
+    grid = np.linspace(low, high, 400)
+    largest = max(sum(trinomial(n, x, y, (d + eps) / 2, (d - eps) / 2) for x, y in region) for d in grid)
+    assert exact_p_value(n, b, c, eps) == pytest.approx(largest + 1e-3, abs=2e-5)
+
+
+def test_more_losses_never_help() -> None:
+    values = [exact_p_value(200, lost, 4, 0.05) for lost in range(0, 40)]
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(values))
+
+
+@pytest.mark.parametrize(("discordance", "largest"), [(0.02, 0.0076), (0.05, 0.0062), (0.10, 0.0046)])
+def test_largest_certifiable_drop_at_ten_thousand(discordance: float, largest: float) -> None:
+    n, total = 10_000, int(10_000 * discordance)
+
+    def p_value(drop: float) -> float:
+        lost = (total + round(drop * n)) // 2
+        return exact_p_value(n, lost, total - lost, 0.01)
+
+    assert p_value(largest) <= ALPHA < p_value(largest + 0.0004)
+
+
+def zero_one(n: int, lost: int, gained: int) -> tuple[np.ndarray, np.ndarray]:
+    before, after = np.ones(n), np.ones(n)
+    after[:lost] = 0
+    before[lost : lost + gained] = 0
+    return before, after
+
+
+def test_the_bound_is_the_smallest_tolerance_that_passes() -> None:
+    before, after = zero_one(1000, 12, 5)
+    found = certify_paired(before, after, tolerance=0.02)
+    assert found.guarantee == "exact" and (found.lost, found.gained) == (12, 5)
+    assert exact_p_value(1000, 12, 5, found.bound) <= ALPHA < exact_p_value(1000, 12, 5, found.bound - 2e-4)
+    assert found.certified == (found.bound <= 0.02)
+    assert found.drop == pytest.approx(0.007)
+
+
+def test_direction_of_the_metric() -> None:
+    before, after = zero_one(500, 10, 0)
+    assert certify_paired(1 - before, 1 - after, tolerance=0.05, higher_is_better=False).lost == 10
+    assert certify_paired(before, after, tolerance=0.05).lost == 10
+
+
+def test_betting_is_valid_by_simulation_and_has_power() -> None:
+    rng = np.random.default_rng(1)
+    eps, n = 0.05, 400
+    broken = powered = 0
+    for _ in range(600):
+        boundary = np.clip(rng.normal(eps, 0.2, n), eps - 0.6, eps + 0.6)
+        broken += betting_p_value(boundary, 1.0, eps, ALPHA) <= ALPHA
+        fine = np.clip(rng.normal(0, 0.2, n), -0.6, 0.6)
+        powered += betting_p_value(fine, 1.0, eps, ALPHA) <= ALPHA
+    assert broken / 600 <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 600)
+    assert powered / 600 > 0.5
+
+
+def test_the_betting_capital_has_mean_one_at_the_boundary() -> None:
+    """By enumeration of all outcomes of six two-valued samples."""
+    eps, low, high = 0.2, -0.5, 0.9
+    weight = (eps - low) / (high - low)
+    total = 0.0
+    for signs in itertools.product((low, high), repeat=6):
+        chance = np.prod([weight if s == high else 1 - weight for s in signs])
+        values = (np.array(signs) + 1) / 2
+        mean = (eps + 1) / 2
+        count = np.arange(1, 7)
+        running = (0.5 + np.cumsum(values)) / (count + 1)
+        spread = (0.25 + np.cumsum((values - running) ** 2)) / (count + 1)
+        before = np.concatenate([[0.25], spread[:-1]])
+        bets = np.minimum(0.75 / (1 - mean), np.sqrt(2 * np.log(1 / ALPHA) / (6 * before)))
+        capital = np.cumprod(1 - bets * (values - mean))
+        assert betting_p_value(np.array(signs), 1.0, eps, ALPHA) == pytest.approx(min(1, 1 / max(capital.max(), 1)))
+        total += chance * capital[-1]
+    assert total == pytest.approx(1.0)
+
+
+def test_metrics_without_bounds_are_marked_asymptotic() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(1, 0.1, 300)
+    found = certify_paired(before, before + rng.normal(0.01, 0.05, 300), tolerance=0.05, higher_is_better=False)
+    assert found.guarantee == "asymptotic" and "no guarantee" in found.sentence()
+    assert found.certified
+
+
+def test_bounded_metrics_are_bet_on() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(800)
+    found = certify_paired(before, np.clip(before - 0.001, 0, 1), tolerance=0.1, bounds=(0, 1))
+    assert found.guarantee == "anytime" and found.certified and found.lost is None
+    assert betting_p_value(before - np.clip(before - 0.001, 0, 1), 1.0, found.bound, 1 - 0.95) <= ALPHA
+
+
+def test_bad_input() -> None:
+    good = np.ones(10)
+    with pytest.raises(DataError, match="shapes"):
+        certify_paired(good, np.ones(9), tolerance=0.1)
+    with pytest.raises(DataError, match="NaN"):
+        certify_paired(good, np.full(10, np.nan), tolerance=0.1)
+    with pytest.raises(ArgumentError, match="positive"):
+        certify_paired(good, good, tolerance=0.0)
+    with pytest.raises(ArgumentError, match="largest possible drop"):
+        certify_paired(good, good, tolerance=1.0)
+    with pytest.raises(ArgumentError, match="confidence"):
+        certify_paired(good, good, tolerance=0.1, confidence=1.0)

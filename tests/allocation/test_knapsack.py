@@ -1,0 +1,103 @@
+"""The knapsack against brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from secateur.allocation.knapsack import allocate, monotone_damage, multiple_choice_knapsack, uniform_allocation
+from secateur.errors import BudgetError
+from secateur.types import Curve, Status
+
+points = st.lists(st.tuples(st.floats(0, 9), st.integers(0, 9)), min_size=1, max_size=4)
+
+
+def curve(name: str, losses: list[float], widths: list[int]) -> Curve:
+    table = np.repeat(np.array(losses)[:, None], 3, axis=1)
+    return Curve(name, tuple(widths), tuple(1 - w / widths[0] for w in widths), table, table)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(points, min_size=1, max_size=4), st.integers(1, 30))
+def test_the_dynamic_program_is_optimal(groups: list[list[tuple[float, int]]], budget: int) -> None:
+    damages = [np.array([d for d, _ in g]) for g in groups]
+    costs = [np.array([float(c) for _, c in g]) for g in groups]
+    found = multiple_choice_knapsack(damages, costs, budget, buckets=budget)
+    options = list(itertools.product(*(range(len(g)) for g in groups)))
+    fits = [o for o in options if sum(c[k] for c, k in zip(costs, o, strict=True)) <= budget]
+    if not fits:
+        assert found is None
+        return
+    assert found is not None
+    best = min(sum(d[k] for d, k in zip(damages, o, strict=True)) for o in fits)
+    assert sum(d[k] for d, k in zip(damages, found, strict=True)) == pytest.approx(best)
+    assert sum(c[k] for c, k in zip(costs, found, strict=True)) <= budget
+
+
+def chain_cost(order: list[str], ends: int):
+    """Neighbours multiply, as in a chain of layers."""
+
+    def cost(widths) -> float:
+        full = {name: 8 for name in order} | dict(widths)
+        row = [ends, *(full[name] for name in order), ends]
+        return float(sum(a * b for a, b in itertools.pairwise(row)))
+
+    return cost
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0.01, 5), min_size=3, max_size=3), min_size=3, max_size=3), st.floats(0.2, 1.0))
+def test_coupled_costs_stay_within_the_budget_and_near_the_optimum(losses: list[list[float]], share: float) -> None:
+    names = ["a", "b", "c"]
+    curves = {
+        name: curve(name, [0, *np.cumsum(own)], [8, 6, 4, 2]) for name, own in zip(names, losses, strict=True)
+    }
+    cost = chain_cost(names, 3)
+    budget = share * cost({})
+    found = allocate(curves, budget, cost)
+    options = [dict(zip(names, o, strict=True)) for o in itertools.product(range(4), repeat=3)]
+    fits = [o for o in options if cost({n: curves[n].widths[k] for n, k in o.items()}) <= budget]
+    if not fits:
+        assert found.status is Status.INFEASIBLE
+        return
+    assert found.status is Status.FOUND
+    assert cost(found.widths) <= budget and found.cost == cost(found.widths)
+    best = min(sum(monotone_damage(curves[n])[k] for n, k in o.items()) for o in fits)
+    assert found.damage <= 1.5 * best + 1e-9
+
+
+def test_a_free_budget_removes_nothing() -> None:
+    curves = {"a": curve("a", [0, 1, 2], [8, 4, 2]), "b": curve("b", [0, 1, 2], [8, 4, 2])}
+    cost = chain_cost(["a", "b"], 3)
+    assert dict(allocate(curves, cost({}), cost).widths) == {"a": 8, "b": 8}
+
+
+def test_the_robust_group_goes_first() -> None:
+    curves = {"a": curve("a", [0, 0.01, 0.02], [8, 4, 2]), "b": curve("b", [0, 5, 9], [8, 4, 2])}
+    cost = chain_cost(["a", "b"], 3)
+    found = allocate(curves, 0.6 * cost({}), cost)
+    assert found.widths["a"] < 8 and found.widths["b"] == 8
+
+
+def test_a_network_that_breaks_down_costs_more_than_any_that_does_not() -> None:
+    broken = curve("a", [0, float("inf"), 1.0], [8, 4, 2])
+    damage = monotone_damage(broken)
+    assert np.isfinite(damage).all() and damage[1] >= 1.0 and (np.diff(damage) >= 0).all()
+
+
+def test_uniform_takes_the_largest_density_that_fits() -> None:
+    full = {"a": 8, "b": 8}
+    cost = chain_cost(["a", "b"], 3)
+    for budget in (20, 40, 60, 80, 112):
+        found = uniform_allocation(full, budget, cost)
+        assert cost(found) <= budget
+        assert abs(found["a"] - found["b"]) <= 1
+        assert all(cost({**found, name: found[name] + 1}) > budget for name in full if found[name] < 8)
+    with pytest.raises(BudgetError, match="one unit in each group costs 7"):
+        uniform_allocation(full, 5, cost)
+
+
+def test_uniform_keeps_multiples() -> None:
+    found = uniform_allocation({"a": 32}, 20, lambda w: w["a"], multiple_of={"a": 8})
+    assert found == {"a": 16}

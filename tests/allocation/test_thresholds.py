@@ -1,0 +1,114 @@
+"""Cross-validated thresholds on curves whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from secateur.allocation.thresholds import BudgetCurve, choose, cross_validate, folds
+from secateur.errors import ArgumentError
+from secateur.types import Curve
+
+
+@given(st.integers(2, 60), st.integers(2, 10), st.integers(0, 5))
+def test_folds_are_disjoint_and_cover_everything(samples: int, k: int, seed: int) -> None:
+    if k > samples:
+        with pytest.raises(ArgumentError):
+            folds(samples, k, np.random.default_rng(seed))
+        return
+    parts = folds(samples, k, np.random.default_rng(seed))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(samples))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all((np.diff(p) > 0).all() for p in parts)
+
+
+def noisy_curves(samples: int, seed: int) -> dict[str, Curve]:
+    rng = np.random.default_rng(seed)
+    widths = (10, 8, 6, 4, 2)
+    found = {}
+    for name, slope in (("a", 0.05), ("b", 0.5)):
+        mean = slope * (1 - np.array(widths) / 10)
+        damage = (rng.random((5, samples)) < mean[:, None]).astype(float)
+        damage[0] = 0
+        found[name] = Curve(name, widths, tuple(1 - w / 10 for w in widths), damage, damage)
+    return found
+
+
+def cost(widths) -> float:
+    return float(sum({"a": 10, "b": 10, **widths}.values()))
+
+
+def test_each_sample_is_measured_once_by_an_allocation_that_never_saw_it() -> None:
+    curves = noisy_curves(50, 0)
+    parts = folds(50, 5, np.random.default_rng(0))
+    calls: list[tuple[tuple[int, ...], np.ndarray]] = []
+
+    def joint(widths, samples):
+        calls.append((tuple(sorted(widths.items())), samples))
+        return np.full(len(samples), float(samples[0]))
+
+    found = cross_validate(curves, budgets=[1.0, 0.8, 0.6], cost=cost, joint=joint, folds=parts)
+    assert found.budgets == (1.0, 0.8, 0.6)
+    expected = sum(float(p[0]) * len(p) for p in parts) / 50
+    assert found.mean == pytest.approx([expected] * 3)
+    # The same allocation on the same fold is measured once.
+    assert len(calls) == len({(w, tuple(s)) for w, s in calls})
+
+
+def test_predicted_is_the_sum_of_single_damages_and_interaction_the_rest() -> None:
+    curves = noisy_curves(40, 1)
+    parts = folds(40, 4, np.random.default_rng(0))
+    found = cross_validate(
+        curves, budgets=[0.5], cost=cost, joint=lambda w, s: np.full(len(s), 0.7), folds=parts
+    )
+    assert found.mean == pytest.approx([0.7])
+    assert found.interaction == pytest.approx(0.7 - found.predicted)
+
+
+def test_a_budget_that_cannot_be_met_is_left_out() -> None:
+    parts = folds(40, 4, np.random.default_rng(0))
+    found = cross_validate(
+        noisy_curves(40, 1), budgets=[0.9, 0.1], cost=cost, joint=lambda w, s: np.zeros(len(s)), folds=parts
+    )
+    assert found.budgets == (0.9,)
+
+
+def test_an_untouched_sample_set_has_no_zero_error() -> None:
+    parts = folds(40, 4, np.random.default_rng(0))
+    found = cross_validate(
+        noisy_curves(40, 1), budgets=[0.9], cost=cost, joint=lambda w, s: np.zeros(len(s)), folds=parts
+    )
+    assert found.standard_error == pytest.approx([1 / 40])
+
+
+def picture(mean: list[float], error: list[float]) -> BudgetCurve:
+    budgets = tuple(1 - 0.1 * k for k in range(len(mean)))
+    return BudgetCurve(budgets, np.array(mean), np.array(error), np.zeros(len(mean)))
+
+
+def test_the_rule_is_the_most_aggressive_within_before_the_first_failure() -> None:
+    curve = picture([0, 0.004, 0.009, 0.002, 0.05], [0.001, 0.002, 0.002, 0.001, 0.01])
+    assert choose(curve, 0.01).index == 1
+    assert choose(curve, 0.011).index == 3
+    assert choose(curve, 0.01, standard_errors=0).index == 3
+    assert "0.011" in choose(curve, 0.01).reason
+
+
+def test_nothing_within_and_nan() -> None:
+    assert choose(picture([0.2], [0.1]), 0.01).index is None
+    assert choose(picture([float("nan")], [0.0]), 0.01).index is None
+    assert choose(picture([0.0, float("inf")], [0.001, 0.0]), 0.01).index == 0
+
+
+def test_picking_by_the_mean_alone_breaks_the_tolerance_more_often() -> None:
+    """On repeated draws of noisy curves the one-standard-error rule holds what the naive rule does not."""
+    rng = np.random.default_rng(0)
+    truth = np.linspace(0, 0.04, 9)
+    tolerance, samples = 0.02, 400
+    broken = {0.0: 0, 1.0: 0}
+    for _ in range(400):
+        draws = rng.binomial(samples, truth) / samples
+        error = np.maximum(np.sqrt(draws * (1 - draws) / samples), 1 / samples)
+        for k in broken:
+            found = choose(BudgetCurve(tuple(1 - 0.1 * i for i in range(9)), draws, error, truth), tolerance, standard_errors=k)
+            broken[k] += truth[found.index or 0] > tolerance + 1e-12
+    assert broken[1.0] < 0.15 * 400 < broken[0.0]
