@@ -1,40 +1,95 @@
-"""secateur: measures what a trained network can lose, removes it, and certifies what it cost."""
+"""secateur: measures what a trained network can lose, removes it, and certifies what it cost.
 
-from secateur.allocation.certificate import Certificate, certify_paired
-from secateur.allocation.knapsack import allocate
-from secateur.criteria.collect import collect
-from secateur.criteria.criterion import Criterion, score
-from secateur.criteria.rules import Magnitude, Random, Taylor
-from secateur.criteria.statistics import Statistics
-from secateur.errors import (
-    ArgumentError,
-    BudgetError,
-    DataError,
-    MetricError,
-    MissingExtraError,
-    NumericalError,
-    PlanError,
-    RecipeError,
-    SavedModelError,
-    SecateurError,
-    StoreError,
-    SurgeryError,
-    TraceError,
-)
-from secateur.graph.groups import find_fixed, find_groups
-from secateur.graph.trace import Program, trace
-from secateur.measures.cost import measure
-from secateur.measures.metrics import Metric
-from secateur.pipeline.prune import prune
-from secateur.pipeline.result import Result
-from secateur.sensitivity.scan import scan
-from secateur.storage.saved_model import load_model as load
-from secateur.surgery.cut import cut
-from secateur.surgery.mask import mask
-from secateur.surgery.plan import Plan, plan
-from secateur.training.loop import Retraining
-from secateur.training.schedules import Schedule
-from secateur.types import Budget, Cost, Curve, FixedAxis, Group
+Public names are imported when they are first used, so that `secateur --help` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.allocation.certificate import Certificate, certify_paired
+    from secateur.allocation.knapsack import allocate
+    from secateur.criteria.collect import collect
+    from secateur.criteria.criterion import Criterion, score
+    from secateur.criteria.rules import Magnitude, Random, Taylor
+    from secateur.criteria.statistics import Statistics
+    from secateur.errors import (
+        ArgumentError,
+        BudgetError,
+        DataError,
+        MetricError,
+        MissingExtraError,
+        NumericalError,
+        PlanError,
+        RecipeError,
+        SavedModelError,
+        SecateurError,
+        StoreError,
+        SurgeryError,
+        TraceError,
+    )
+    from secateur.graph.groups import find_fixed, find_groups
+    from secateur.graph.trace import Program, trace
+    from secateur.measures.cost import measure
+    from secateur.measures.metrics import Metric
+    from secateur.pipeline.prune import prune
+    from secateur.pipeline.result import Result
+    from secateur.sensitivity.scan import scan
+    from secateur.storage.saved_model import load_model as load
+    from secateur.surgery.cut import cut
+    from secateur.surgery.mask import mask
+    from secateur.surgery.plan import Plan, plan
+    from secateur.training.loop import Retraining
+    from secateur.training.schedules import Schedule
+    from secateur.types import Budget, Cost, Curve, FixedAxis, Group
+
+# Public name -> where it lives.
+_HOMES = {
+    "ArgumentError": "secateur.errors:ArgumentError",
+    "Budget": "secateur.types:Budget",
+    "BudgetError": "secateur.errors:BudgetError",
+    "Certificate": "secateur.allocation.certificate:Certificate",
+    "Cost": "secateur.types:Cost",
+    "Criterion": "secateur.criteria.criterion:Criterion",
+    "Curve": "secateur.types:Curve",
+    "DataError": "secateur.errors:DataError",
+    "FixedAxis": "secateur.types:FixedAxis",
+    "Group": "secateur.types:Group",
+    "Magnitude": "secateur.criteria.rules:Magnitude",
+    "Metric": "secateur.measures.metrics:Metric",
+    "MetricError": "secateur.errors:MetricError",
+    "MissingExtraError": "secateur.errors:MissingExtraError",
+    "NumericalError": "secateur.errors:NumericalError",
+    "Plan": "secateur.surgery.plan:Plan",
+    "PlanError": "secateur.errors:PlanError",
+    "Program": "secateur.graph.trace:Program",
+    "Random": "secateur.criteria.rules:Random",
+    "RecipeError": "secateur.errors:RecipeError",
+    "Result": "secateur.pipeline.result:Result",
+    "Retraining": "secateur.training.loop:Retraining",
+    "SavedModelError": "secateur.errors:SavedModelError",
+    "Schedule": "secateur.training.schedules:Schedule",
+    "SecateurError": "secateur.errors:SecateurError",
+    "Statistics": "secateur.criteria.statistics:Statistics",
+    "StoreError": "secateur.errors:StoreError",
+    "SurgeryError": "secateur.errors:SurgeryError",
+    "Taylor": "secateur.criteria.rules:Taylor",
+    "TraceError": "secateur.errors:TraceError",
+    "allocate": "secateur.allocation.knapsack:allocate",
+    "certify_paired": "secateur.allocation.certificate:certify_paired",
+    "collect": "secateur.criteria.collect:collect",
+    "cut": "secateur.surgery.cut:cut",
+    "find_fixed": "secateur.graph.groups:find_fixed",
+    "find_groups": "secateur.graph.groups:find_groups",
+    "load": "secateur.storage.saved_model:load_model",
+    "mask": "secateur.surgery.mask:mask",
+    "measure": "secateur.measures.cost:measure",
+    "plan": "secateur.surgery.plan:plan",
+    "prune": "secateur.pipeline.prune:prune",
+    "scan": "secateur.sensitivity.scan:scan",
+    "score": "secateur.criteria.criterion:score",
+    "trace": "secateur.graph.trace:trace",
+}
 
 __all__ = [
     "ArgumentError",
@@ -82,3 +137,14 @@ __all__ = [
     "score",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

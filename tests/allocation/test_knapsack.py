@@ -50,9 +50,7 @@ def chain_cost(order: list[str], ends: int):
 @given(st.lists(st.lists(st.floats(0.01, 5), min_size=3, max_size=3), min_size=3, max_size=3), st.floats(0.2, 1.0))
 def test_coupled_costs_stay_within_the_budget_and_near_the_optimum(losses: list[list[float]], share: float) -> None:
     names = ["a", "b", "c"]
-    curves = {
-        name: curve(name, [0, *np.cumsum(own)], [8, 6, 4, 2]) for name, own in zip(names, losses, strict=True)
-    }
+    curves = {name: curve(name, [0, *np.cumsum(own)], [8, 6, 4, 2]) for name, own in zip(names, losses, strict=True)}
     cost = chain_cost(names, 3)
     budget = share * cost({})
     found = allocate(curves, budget, cost)

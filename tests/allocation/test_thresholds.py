@@ -57,9 +57,7 @@ def test_each_sample_is_measured_once_by_an_allocation_that_never_saw_it() -> No
 def test_predicted_is_the_sum_of_single_damages_and_interaction_the_rest() -> None:
     curves = noisy_curves(40, 1)
     parts = folds(40, 4, np.random.default_rng(0))
-    found = cross_validate(
-        curves, budgets=[0.5], cost=cost, joint=lambda w, s: np.full(len(s), 0.7), folds=parts
-    )
+    found = cross_validate(curves, budgets=[0.5], cost=cost, joint=lambda w, s: np.full(len(s), 0.7), folds=parts)
     assert found.mean == pytest.approx([0.7])
     assert found.interaction == pytest.approx(0.7 - found.predicted)
 
@@ -109,6 +107,8 @@ def test_picking_by_the_mean_alone_breaks_the_tolerance_more_often() -> None:
         draws = rng.binomial(samples, truth) / samples
         error = np.maximum(np.sqrt(draws * (1 - draws) / samples), 1 / samples)
         for k in broken:
-            found = choose(BudgetCurve(tuple(1 - 0.1 * i for i in range(9)), draws, error, truth), tolerance, standard_errors=k)
+            found = choose(
+                BudgetCurve(tuple(1 - 0.1 * i for i in range(9)), draws, error, truth), tolerance, standard_errors=k
+            )
             broken[k] += truth[found.index or 0] > tolerance + 1e-12
     assert broken[1.0] < 0.15 * 400 < broken[0.0]

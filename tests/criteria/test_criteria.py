@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from networks import CASES, Case, built
 from torch import nn
 
+from networks import CASES, Case, built
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import Criterion, score
 from secateur.criteria.rules import Magnitude, Random, Taylor
@@ -47,7 +47,9 @@ def test_taylor_is_the_squared_derivative_by_a_gate() -> None:
     torch.testing.assert_close(scored(model, Taylor(), [(x, y)]), expected / len(x))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in {"residual", "LSTM-1", "GRU-2-bidirectional"}], ids=repr)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name in {"residual", "LSTM-1", "GRU-2-bidirectional"}], ids=repr
+)
 def test_taylor_agrees_with_finite_differences_of_masking(case: Case) -> None:
     """Shrinking what consumers see of a unit by a little changes the loss by the gate's derivative."""
     model = built(case)
@@ -60,9 +62,8 @@ def test_taylor_agrees_with_finite_differences_of_masking(case: Case) -> None:
         scaled = copy.deepcopy(model)
         state = dict(scaled.named_parameters())
         for s in [s for s in group.slices if s.masked and s.first <= unit < s.first + len(s.index)]:
-            state[s.parameter].data.index_copy_(
-                s.dim, s.index[unit - s.first], factor * state[s.parameter].data.index_select(s.dim, s.index[unit - s.first])
-            )
+            tensor, where = state[s.parameter].data, s.index[unit - s.first]
+            tensor.index_copy_(s.dim, where, factor * tensor.index_select(s.dim, where))
         return float(nn.functional.cross_entropy(scaled(x), y).detach())
 
     step = 1e-5

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from networks import CASES, built
 from torch import Tensor, nn
 
+from networks import CASES, built
 from secateur.errors import NumericalError, TraceError
 from secateur.graph.groups import find_fixed, find_groups, structure
 from secateur.graph.trace import trace
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_be_exported() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + 1 if float(x.sum()) > 0 else x - 1
 
-    with pytest.raises(TraceError, match="Branching.*control flow.*torch.where"):
+    with pytest.raises(TraceError, match=r"Branching.*control flow.*torch\.where"):
         trace(Branching(), (torch.ones(2),))
 
 

@@ -1,5 +1,6 @@
 """Laws of unification, against a union-find on single positions that knows nothing of types."""
 
+import itertools
 import math
 
 import torch
@@ -35,8 +36,8 @@ def test_views_refine_to_what_both_can_say(total: int, data: st.DataObject) -> N
     # The finest free factors are cut at every product that both shapes, together, divide in a chain.
     cuts = {math.prod(a[:k]) for k in range(len(a) + 1)} | {math.prod(b[:k]) for k in range(len(b) + 1)}
     chain = sorted(cuts)
-    if all(later % earlier == 0 for earlier, later in zip(chain, chain[1:], strict=False)):
-        expected = [later // earlier for earlier, later in zip(chain, chain[1:], strict=False)]
+    if all(later % earlier == 0 for earlier, later in itertools.pairwise(chain)):
+        expected = [later // earlier for earlier, later in itertools.pairwise(chain)]
         assert [axis.size for axis in leaves(found)] == expected
 
 
@@ -48,7 +49,7 @@ def test_segments_refine_at_every_boundary(total: int, data: st.DataObject) -> N
     left, right = (Concat(tuple(unifier.fresh(n) for n in sizes)) for sizes in (a, b))
     unifier.unify(left, right)
     bounds = sorted({sum(s[:k]) for s in (a, b) for k in range(len(s) + 1)})
-    expected = [hi - lo for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    expected = [hi - lo for lo, hi in itertools.pairwise(bounds)]
     assert unifier.resolve(left) == unifier.resolve(right)
     assert [axis.size for axis in leaves(unifier.resolve(left))] == expected
 

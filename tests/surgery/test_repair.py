@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import CASES, built
 from torch import nn
 
+from networks import CASES, built
 from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups

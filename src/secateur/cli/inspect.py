@@ -51,7 +51,7 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
     program = trace(model, example_args(splits, recipe.model.example_batch))
     groups = [g for g in structure(program, recipe.ignore).groups if g.exact]
     criterion, progress = load_criterion(recipe), make_progress()
-    data = first_samples(as_batches(splits.train, "train"), recipe.calibration_samples)
+    data = first_samples(as_batches(splits.train, "train"), recipe.calibration_samples, seed=recipe.seed)
     statistics = collect(model, groups, data, needs=criterion.needs, loss=recipe.loss, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     with CurveStore.open(out / "curves.sqlite") as store:

@@ -138,6 +138,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             calibration=first_samples(
                 as_batches(calibration if calibration is not None else train, "calibration", batch_fn),
                 calibration_samples,
+                seed=seed,
             ),
             validation=held,
             metric=found_metric,

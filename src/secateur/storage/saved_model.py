@@ -143,7 +143,8 @@ def _read_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
             "the file is truncated or was changed; restore it or save the model again"
         )
     try:
-        return load_file(path)
+        # Copies: the file is mapped into memory, at offsets that suit neither kernels nor a later overwrite.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise SavedModelError(f"{path} is not a safetensors file: {error}") from error
 
@@ -151,7 +152,8 @@ def _read_weights(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
 def _check_architecture(
     model: nn.Module, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
 ) -> None:
-    if _type_name(model) != manifest["model_type"]:
+    # By the class's own name: the same class may be imported as `__main__` at one time and not at another.
+    if _type_name(model).rpartition(".")[2] != str(manifest["model_type"]).rpartition(".")[2]:
         raise SavedModelError(
             f"{folder} holds a {manifest['model_type']}; the factory gives a {_type_name(model)}: pass the factory "
             "of the model that was pruned"

@@ -97,7 +97,7 @@ def retrain(
     good = copy_state(model)
     while True:
         try:
-            with contextlib.nullcontext() if teacher is None else in_eval_mode(teacher):
+            with torch.random.fork_rng(devices=[]), _evaluating(teacher):
                 return _attempt(model, train, loss, retraining, seed, teacher, checkpoint, progress, scale)
         except _NotFiniteError as error:
             put_state(model, good)
@@ -108,6 +108,10 @@ def retrain(
                 ) from error
             scale = 0.1
             logger.warning("retraining diverged (%s); starting again from the cut model at a tenth of the rate", error)
+
+
+def _evaluating(teacher: nn.Module | None) -> contextlib.AbstractContextManager[nn.Module | None]:
+    return contextlib.nullcontext() if teacher is None else in_eval_mode(teacher)
 
 
 class _NotFiniteError(Exception):
@@ -139,13 +143,12 @@ def _attempt(
     elif saved is not None:
         put_state(model, initial)
     for epoch in range(start, retraining.epochs):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_epoch_seed(seed, epoch))
-            model.train()
-            if retraining.epoch_function is not None:
-                retraining.epoch_function(model, epoch)
-            else:
-                _epoch(model, train, loss, retraining, optimizer, scheduler, teacher, progress, epoch, steps)
+        torch.manual_seed(_epoch_seed(seed, epoch))
+        model.train()
+        if retraining.epoch_function is not None:
+            retraining.epoch_function(model, epoch)
+        else:
+            _epoch(model, train, loss, retraining, optimizer, scheduler, teacher, progress, epoch, steps)
         if checkpoint is not None:
             state = Checkpoint(epoch + 1, optimizer.state_dict(), scheduler.state_dict(), scale)
             save_checkpoint(checkpoint, model, state)

@@ -1,0 +1,215 @@
+"""The whole job on a small problem: goals held, killed and resumed, bad input named."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.head(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+def stripes(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Horizontal or vertical stripes under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(2, (samples,), generator=generator)
+    wave = torch.sin(torch.arange(8.0) * 2).reshape(1, 8, 1).expand(samples, 8, 8)
+    x = torch.where(y.reshape(-1, 1, 1) == 1, wave, wave.transpose(1, 2))
+    return (x + 0.7 * torch.randn(samples, 8, 8, generator=generator)).unsqueeze(1), y
+
+
+def batches(samples: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    x, y = stripes(samples, seed)
+    return list(zip(x.split(50), y.split(50), strict=True))
+
+
+def trained() -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    for _ in range(3):
+        for x, y in batches(400, 1):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return net.eval()
+
+
+DATA = {"train": batches(400, 1), "validation": batches(300, 2), "test": batches(400, 3)}
+ARGS = (stripes(16, 4)[0],)
+QUICK = {"sparsities": (0.3, 0.6, 0.8), "folds": 3, "rounds": 2, "calibration_samples": 100}
+TRAINING = sc.Retraining(epochs=1, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def within_tolerance(net: Net) -> sc.Result:
+    return sc.prune(net, ARGS, **DATA, tolerance=0.03, retrain=TRAINING, **QUICK)
+
+
+def test_a_tolerance_gives_a_smaller_model_within_it(net: Net, within_tolerance: sc.Result) -> None:
+    result = within_tolerance
+    assert type(result.model) is Net
+    before, after = sc.measure(net, ARGS, latency=False), sc.measure(result.model, ARGS, latency=False)
+    assert after.macs < 0.7 * before.macs
+    x, y = stripes(400, 3)
+    drop = ((net(x).argmax(1) == y).double() - (result.model(x).argmax(1) == y).double()).mean()
+    assert result.certificate is not None
+    assert result.certificate.drop == pytest.approx(float(drop))
+    assert result.damage.mean + result.damage.standard_error <= 0.03
+
+
+def test_the_model_is_untouched_and_the_plan_says_what_was_kept(net: Net, within_tolerance: sc.Result) -> None:
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in trained().state_dict().items())
+    program = sc.trace(net, ARGS)
+    small = sc.cut(net, within_tolerance.plan, program=program)
+    shapes = {k: v.shape for k, v in small.state_dict().items()}
+    assert shapes == {k: v.shape for k, v in within_tolerance.model.state_dict().items()}
+
+
+def test_report_save_and_load(within_tolerance: sc.Result, tmp_path: Path) -> None:
+    page = within_tolerance.report(tmp_path / "report.html")
+    assert "fewer multiply-adds" in page.read_text() and (tmp_path / "report.json").exists()
+    within_tolerance.save(tmp_path / "pruned")
+    loaded = sc.load(Net, tmp_path / "pruned").eval()
+    assert torch.equal(loaded(ARGS[0]), within_tolerance.model(ARGS[0]))
+
+
+def test_controls_have_the_same_cost(within_tolerance: sc.Result) -> None:
+    rows = {row.name: row.macs for row in within_tolerance.report_data.controls}
+    assert set(rows) == {"secateur", "random", "uniform-magnitude"}
+    for name in ("random", "uniform-magnitude"):
+        assert 0.7 * rows["secateur"] <= rows[name] <= rows["secateur"] + 1e-9
+
+
+def test_a_budget_is_met_exactly_or_below(net: Net) -> None:
+    result = sc.prune(net, ARGS, **DATA, budget=sc.Budget(macs=0.4), controls=(), **QUICK)
+    before, after = sc.measure(net, ARGS, latency=False), sc.measure(result.model, ARGS, latency=False)
+    assert 0.2 * before.macs < after.macs <= 0.4 * before.macs
+    assert len(result.report_data.rounds) == 1
+
+
+def test_without_test_data_nothing_is_certified(net: Net) -> None:
+    data = {k: v for k, v in DATA.items() if k != "test"}
+    result = sc.prune(net, ARGS, **data, budget=sc.Budget(macs=0.6), controls=(), **QUICK)
+    assert result.certificate is None
+    assert any("nothing is certified" in w for w in result.report_data.warnings)
+
+
+def test_an_impossible_tolerance_leaves_the_model(net: Net) -> None:
+    result = sc.prune(net, ARGS, **DATA, tolerance=1e-9, controls=(), **QUICK)
+    assert sc.measure(result.model, ARGS, latency=False) == sc.measure(net, ARGS, latency=False)
+    assert any("the model is as it was" in w for w in result.report_data.warnings)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_prune as t
+from secateur.training import loop
+from secateur.storage.curve_store import CurveStore
+calls = []
+def die_at(limit, honest):
+    def counted(*args, **kwargs):
+        result = honest(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == limit: os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return counted
+if sys.argv[3] == 'scan':
+    CurveStore.put = die_at(3, CurveStore.put)
+else:
+    loop.save_checkpoint = die_at(3, loop.save_checkpoint)
+t.resumable(Path(sys.argv[1]))
+"""
+
+
+def resumable(run_dir: Path) -> sc.Result:
+    how = sc.Retraining(epochs=2, learning_rate=3e-3)
+    return sc.prune(
+        trained(), ARGS, **DATA, budget=sc.Budget(macs=0.3), retrain=how, controls=("random",), run_dir=run_dir, **QUICK
+    )
+
+
+@pytest.mark.parametrize("moment", ["scan", "retraining"])
+def test_killed_and_resumed_is_identical(tmp_path: Path, moment: str) -> None:
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), here, moment]
+    assert subprocess.run(command, check=False, env=environment).returncode == -signal.SIGKILL
+    resumed, whole = resumable(tmp_path / "killed"), resumable(tmp_path / "whole")
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in resumed.model.state_dict().items())
+    assert resumed.plan == whole.plan and resumed.certificate == whole.certificate
+    assert resumed.report_data.rounds == whole.report_data.rounds
+    assert resumed.report_data.controls == whole.report_data.controls
+
+
+def bad(**changes):
+    values = {**DATA, "tolerance": 0.02, "controls": (), **QUICK, **changes}
+    return sc.prune(values.pop("model", trained()), values.pop("args", ARGS), **values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"budget": sc.Budget(macs=0.5)}, sc.ArgumentError, "exactly one of tolerance and budget"),
+        ({"tolerance": None}, sc.ArgumentError, "exactly one"),
+        ({"tolerance": 1.0}, sc.ArgumentError, "strictly between 0 and 1"),
+        ({"tolerance": None, "budget": sc.Budget(macs=1.5)}, sc.ArgumentError, r"Budget\(macs=1.5\)"),
+        ({"tolerance": None, "budget": sc.Budget(macs=1e-4)}, sc.BudgetError, "the least that the scanned"),
+        ({"validation": []}, sc.DataError, "validation is empty"),
+        ({"train": None}, sc.ArgumentError, "neither train nor calibration"),
+        ({"train": None, "calibration": DATA["train"], "retrain": TRAINING}, sc.ArgumentError, "train is not"),
+        ({"metric": "acuracy"}, sc.MetricError, "'acuracy' is not known"),
+        ({"metric": lambda o, t: o.sum()}, sc.MetricError, "no direction"),
+        ({"metric": lambda o, t: o.sum(), "higher_is_better": True}, sc.MetricError, r"gave \(\) for a batch of 50"),
+        ({"loss": nn.CrossEntropyLoss(), "metric": "accuracy", "folds": 1}, sc.ArgumentError, "folds=1"),
+        ({"controls": ("best",)}, sc.ArgumentError, "control 'best'"),
+        ({"args": (torch.zeros(2, 3),)}, sc.TraceError, "does not run on the example inputs"),
+        ({"schedule": "cubical"}, sc.ArgumentError, "'cubical' is not known"),
+    ],
+)
+def test_bad_input_is_named(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bad(**changes)
+
+
+def test_nan_in_weights_data_and_loss() -> None:
+    broken = trained()
+    broken.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(sc.NumericalError, match=r"'head.weight' holds 1 values"):
+        bad(model=broken)
+    spoilt = copy.deepcopy(DATA["validation"])
+    spoilt[1][0][3] = torch.nan
+    with pytest.raises(sc.DataError, match="validation, batch 1"):
+        bad(validation=spoilt)
+    with pytest.raises(sc.NumericalError, match="the loss is NaN or infinite on 300 of 300"):
+        bad(loss=lambda o, t: o.sum(1) * torch.nan)
+
+
+def test_a_run_directory_of_another_run_is_refused(tmp_path: Path) -> None:
+    bad(tolerance=None, budget=sc.Budget(macs=0.6), run_dir=tmp_path)
+    with pytest.raises(sc.StoreError, match="belongs to a run with"):
+        bad(tolerance=None, budget=sc.Budget(macs=0.5), run_dir=tmp_path)

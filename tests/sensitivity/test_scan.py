@@ -1,0 +1,103 @@
+"""Curves against real cuts, and stores that make a second scan free."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from networks import CASES, Case, built
+from secateur.data import as_batches
+from secateur.errors import ArgumentError
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import trace
+from secateur.measures.evaluate import evaluate
+from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.sensitivity.probe import chosen, probe
+from secateur.sensitivity.scan import measure_curves, scan
+from secateur.storage.curve_store import CurveStore
+from secateur.surgery.cut import cut
+from secateur.surgery.plan import plan_widths
+
+SOME = [c for c in CASES if c.name in {"residual", "LSTM-2-bidirectional", "GRU-1-state", "grouped"}]
+
+
+def setting(case: Case):
+    model = built(case)
+    torch.manual_seed(7)
+    data = [(case.inputs(5), torch.randint(3, (5,))) for _ in range(3)]
+    program = trace(model, (case.inputs(2),))
+    groups = [g for g in find_groups(program) if g.exact]
+    return model, data, program, groups, {g.name: torch.rand(g.size) for g in groups}
+
+
+@pytest.mark.parametrize("case", SOME, ids=repr)
+def test_measured_damage_is_that_of_the_real_cut(case: Case) -> None:
+    model, data, program, groups, scores = setting(case)
+    before = copy.deepcopy(model.state_dict())
+    curves = scan(program, groups, scores, data, sparsities=(0.3, 0.6))
+    loss = resolve_loss("cross_entropy")
+    dense = evaluate(model, as_batches(data, "d"), metric=resolve_metric("accuracy"), loss=loss)
+    for group in groups:
+        curve = curves[group.name]
+        assert curve.damage.shape == (len(curve.widths), 15)
+        assert not curve.damage[0].any() and curve.sparsities[0] == 0
+        for row, width in enumerate(curve.widths[1:], start=1):
+            small = cut(model, plan_widths(groups, scores, {group.name: width}), program=program)
+            after = evaluate(small, as_batches(data, "d"), metric=resolve_metric("accuracy"), loss=loss)
+            np.testing.assert_allclose(curve.loss_damage[row], after.loss - dense.loss, atol=1e-9)
+            np.testing.assert_array_equal(curve.damage[row], dense.metric - after.metric)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+def test_statistics_of_a_curve() -> None:
+    _, data, program, groups, scores = setting(SOME[0])
+    curve = scan(program, groups, scores, data, sparsities=(0.5,))[groups[0].name]
+    values = curve.damage[1]
+    assert curve.mean()[1] == pytest.approx(values.mean())
+    assert curve.standard_error()[1] == pytest.approx(values.std(ddof=1) / 15**0.5)
+
+
+def test_joint_damage_on_chosen_samples_is_part_of_that_on_all() -> None:
+    model, data, _, groups, scores = setting(SOME[0])
+    batches = as_batches(data, "d")
+    metric, loss = resolve_metric("accuracy"), resolve_loss("cross_entropy")
+    prober = probe(
+        model, groups, scores, batches, metric=metric, loss=loss,
+        baseline=evaluate(model, batches, metric=metric, loss=loss),
+    )  # fmt: skip
+    widths = {g.name: max(1, g.width // 2) for g in groups}
+    samples = np.array([0, 3, 4, 9, 14])
+    np.testing.assert_allclose(prober.damage(widths, samples)[1], prober.damage(widths)[1][samples], atol=1e-12)
+    assert [b.size for b in chosen(batches, samples)] == [3, 1, 1]
+
+
+def test_a_second_scan_measures_nothing_and_other_data_everything(tmp_path: Path) -> None:
+    model, data, _, groups, scores = setting(SOME[0])
+    metric, loss = resolve_metric("accuracy"), resolve_loss("cross_entropy")
+
+    def curves(source):
+        batches = as_batches(source, "d")
+        prober = probe(
+            model, groups, scores, batches, metric=metric, loss=loss,
+            baseline=evaluate(model, batches, metric=metric, loss=loss),
+        )  # fmt: skip
+        calls: list[int] = []
+        honest = prober.damage
+        object.__setattr__(prober, "damage", lambda w, s=None: calls.append(1) or honest(w, s))
+        with CurveStore.open(tmp_path / "c.sqlite") as store:
+            return measure_curves(prober, sparsities=(0.3, 0.6), store=store), len(calls)
+
+    first, measured = curves(data)
+    second, again = curves(data)
+    assert measured == 2 * len(groups) and again == 0
+    assert all(np.array_equal(first[name].damage, second[name].damage) for name in first)
+    assert curves(data[:2])[1] == measured
+
+
+def test_sparsities_out_of_range() -> None:
+    _, data, program, groups, scores = setting(SOME[0])
+    for bad in (0.0, 1.0, -0.1):
+        with pytest.raises(ArgumentError, match="strictly between 0 and 1"):
+            scan(program, groups, scores, data, sparsities=(bad,))
