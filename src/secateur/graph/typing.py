@@ -170,6 +170,7 @@ MOVES_ONLY = frozenset(
 def operator_name(node: fx.Node) -> str:
     """Name of the operator without overload and without the mark of in-place operators.
 
+    >>> import torch
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x")
     >>> operator_name(graph.call_function(torch.ops.aten.relu_.default, (x,)))

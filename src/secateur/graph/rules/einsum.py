@@ -78,6 +78,7 @@ def contract(
 def match_letters(names: tuple[str, ...], dims: Dims) -> list[tuple[str, DimType]]:
     """Letters beside dimensions, matched from both ends; a starred letter takes what is left.
 
+    >>> from secateur.graph.axes import Fixed
     >>> [key for key, _ in match_letters(("*b", "i"), (Fixed(2), Fixed(3), Fixed(4)))]
     ['b1', 'b0', 'i']
     """
