@@ -72,7 +72,8 @@ def multiple_choice_knapsack(
     Returns:
         The chosen indices; None when nothing fits.
 
-    >>> multiple_choice_knapsack([np.array([0., 5.]), np.array([0., 1.])], [np.array([4., 2.]), np.array([4., 2.])], 6.1)
+    >>> costs = [np.array([4.0, 2.0]), np.array([4.0, 2.0])]
+    >>> multiple_choice_knapsack([np.array([0.0, 5.0]), np.array([0.0, 1.0])], costs, 6.1)
     [0, 1]
     """
     if not damages:
