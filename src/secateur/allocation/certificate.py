@@ -1,7 +1,7 @@
 """Certificates: what the pruned model loses on fresh data, with a stated confidence."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from secateur.errors import ArgumentError, DataError
+from secateur.errors import ArgumentError, DataError, MetricError
 from secateur.types import Floats
 
 Guarantee = Literal["exact", "anytime", "asymptotic"]
 NUISANCE_LEVEL = 1e-3
+GRID = 25
+STEP, STEPS = 1.02, 465  # 1.02**-465 is 1e-4: the smallest bound, as a share of the largest drop
 ASSUMES = (
     "The test samples are exchangeable with those the model will meet, were used for nothing before, "
     "and are used for this one test."
@@ -34,8 +36,8 @@ class Certificate:
         tolerance: the drop that was to be ruled out.
         confidence: of the statement.
         p_value: of the hypothesis that the drop exceeds the tolerance.
-        certified: p_value <= 1 - confidence.
-        bound: the smallest tolerance that these data certify.
+        certified: bound <= tolerance, which needs p_value <= 1 - confidence.
+        bound: the smallest tolerance that these data certify, rounded up by at most 2 %.
         lost: samples that only the dense model gets right; None if the metric is not 0/1.
         gained: samples that only the pruned model gets right.
         method: the test.
@@ -63,7 +65,9 @@ class Certificate:
     def sentence(self) -> str:
         """The statement in words."""
         how = "" if self.guarantee != "asymptotic" else " (asymptotic: no guarantee at this sample size)"
-        head = f"With {self.confidence:.0%} confidence the {self.metric} drops by at most {self.bound:.4f}{how}"
+        # Rounded up, and the confidence in full: the sentence must not claim more than was tested.
+        bound = math.ceil(self.bound * 1e4) / 1e4 if math.isfinite(self.bound) else self.bound
+        head = f"With {100 * self.confidence:g}% confidence the {self.metric} worsens by at most {bound:.4f}{how}"
         if self.certified:
             return f"{head}; the tolerance of {self.tolerance:g} is certified on {self.samples} test samples."
         return (
@@ -101,8 +105,9 @@ def certify_paired(
         metric: its name.
 
     Raises:
-        ArgumentError: tolerance or confidence out of range.
+        ArgumentError: tolerance, confidence or bounds out of range.
         DataError: no samples, lengths that differ, or NaN.
+        MetricError: a value outside `bounds`.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     _check(before, after, tolerance, confidence)
@@ -111,11 +116,11 @@ def certify_paired(
     lost = gained = None
     if set(np.unique(before)) | set(np.unique(after)) <= {0.0, 1.0}:
         lost, gained = int((damage > 0).sum()), int((damage < 0).sum())
-        p_value = _exact_test(len(damage), lost, gained)
+        p_value = _exact_test(len(damage), lost, gained, min(NUISANCE_LEVEL, alpha / 50))
         method, guarantee = "exact paired score test with Berger-Boos correction", "exact"
         limit = 1.0
     elif bounds is not None:
-        limit = bounds[1] - bounds[0]
+        limit = _range(before, after, bounds)
         p_value = _betting_test(damage, limit, alpha)
         method, guarantee = "betting on the paired differences (Waudby-Smith & Ramdas 2020)", "anytime"
     else:
@@ -124,6 +129,10 @@ def certify_paired(
     if tolerance >= limit:
         raise ArgumentError(f"tolerance={tolerance} is no less than the largest possible drop, {limit:g}")
     p = p_value(tolerance)
+    if math.isfinite(limit):
+        bound = smallest_certified(p_value, tolerances(limit, tolerance), limit, alpha)
+    else:
+        bound = _t_bound(damage, confidence)
     return Certificate(
         metric=metric,
         samples=len(damage),
@@ -134,8 +143,8 @@ def certify_paired(
         tolerance=tolerance,
         confidence=confidence,
         p_value=p,
-        certified=p <= alpha,
-        bound=smallest_certified(p_value, float(damage.mean()), limit, alpha),
+        certified=p <= alpha and bound <= tolerance,
+        bound=bound,
         lost=lost,
         gained=gained,
         method=method,
@@ -143,28 +152,32 @@ def certify_paired(
     )
 
 
-def smallest_certified(p_value: Callable[[float], float], drop: float, limit: float, alpha: float) -> float:
-    """The smallest tolerance whose p-value is at most `alpha`, found by bisection and rounded up.
+def tolerances(limit: float, tolerance: float) -> list[float]:
+    """The tolerances to test, largest first: fixed by what is known before the data, in steps of 2 %."""
+    return sorted({*(limit * STEP ** -np.arange(1.0, STEPS + 1)).tolist(), tolerance}, reverse=True)
 
-    The tolerance given has itself been tested, so it is certified whether or not p falls everywhere.
+
+def smallest_certified(
+    p_value: Callable[[float], float], sequence: Sequence[float], limit: float, alpha: float
+) -> float:
+    """The last tolerance of a descending sequence before the first whose p-value exceeds `alpha`.
+
+    Fixed-sequence testing: a wrong bound needs the largest member of the sequence that does not exceed the
+    true drop to be rejected, which has probability at most `alpha`. Bisection would need a p-value that
+    falls as the tolerance grows; that of the exact test does not always.
+
+    >>> smallest_certified(lambda t: 0.01 if t != 0.3 else 0.2, [0.5, 0.4, 0.3, 0.2], 1.0, 0.05)
+    0.4
     """
-    low = max(drop, 1e-9)
-    high = limit if math.isfinite(limit) else low + 1.0
-    if math.isfinite(limit):
-        high = limit * (1 - 1e-9)
-    while not math.isfinite(limit) and p_value(high) > alpha:
-        high = low + 2 * (high - low)
-    if p_value(high) > alpha:
-        return limit
-    for _ in range(60):
-        if high - low <= 1e-5 * max(1.0, abs(high)):
+    bound = limit
+    for tolerance in sequence:
+        if not p_value(tolerance) <= alpha:
             break
-        middle = (low + high) / 2
-        low, high = (low, middle) if p_value(middle) <= alpha else (middle, high)
-    return high
+        bound = tolerance
+    return bound
 
 
-def exact_p_value(samples: int, lost: int, gained: int, tolerance: float) -> float:
+def exact_p_value(samples: int, lost: int, gained: int, tolerance: float, *, nuisance: float = NUISANCE_LEVEL) -> float:
     """P-value of "the drop is at least `tolerance`" from paired 0/1 outcomes.
 
     Outcomes are ordered by the score statistic with the restricted maximum-likelihood estimate; their
@@ -179,23 +192,30 @@ def exact_p_value(samples: int, lost: int, gained: int, tolerance: float) -> flo
         lost: pairs in which only the dense model is right.
         gained: pairs in which only the pruned model is right.
         tolerance: in (0, 1).
+        nuisance: probability that the interval of the discordance misses it; fixed before the data.
 
     >>> exact_p_value(1000, 0, 0, 0.02) < 0.001 + 0.99**1000 < exact_p_value(100, 0, 0, 0.01)
     True
     """
     observed = float(_score(np.array([lost]), np.array([gained]), samples, tolerance)[0])
-    most_lost = _region(samples, tolerance, observed)
     total = lost + gained
-    low = float(stats.beta.ppf(NUISANCE_LEVEL / 2, total, samples - total + 1)) if total else 0.0
-    high = float(stats.beta.isf(NUISANCE_LEVEL / 2, total + 1, samples - total)) if total < samples else 1.0
+    low = float(stats.beta.ppf(nuisance / 2, total, samples - total + 1)) if total else 0.0
+    high = float(stats.beta.isf(nuisance / 2, total + 1, samples - total)) if total < samples else 1.0
+    # No discordance below the tolerance fits the hypothesis.
     low, high = max(low, tolerance), max(high, tolerance)
-    grid = np.linspace(low, high, 33)
-    values = np.array([_tail(samples, tolerance, d, most_lost) for d in grid])
-    # The probability is smooth in the discordance: refine around the largest value.
-    best = int(values.argmax())
-    fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 33)
-    largest = max(float(values.max()), *(_tail(samples, tolerance, d, most_lost) for d in fine))
-    return min(1.0, largest + NUISANCE_LEVEL)
+    first, last = _window(samples, low)[0], _window(samples, high)[1]
+    region = _region(samples, tolerance, observed, np.arange(first, last + 1))
+
+    def largest(grid: Floats) -> tuple[int, float]:
+        values = [_tail(samples, tolerance, discordance, region) for discordance in grid]
+        return int(np.argmax(values)), max(values)
+
+    grid = np.unique(np.linspace(low, high, GRID))
+    best, top = largest(grid)
+    if len(grid) > 1:
+        # The probability is smooth in the discordance: refine around the largest value.
+        top = max(top, largest(np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], GRID))[1])
+    return min(1.0, top + nuisance)
 
 
 def betting_p_value(damage: Floats, limit: float, tolerance: float, alpha: float) -> float:
@@ -223,8 +243,8 @@ def betting_p_value(damage: Floats, limit: float, tolerance: float, alpha: float
     return float(min(1.0, np.exp(-max(growth.max(), 0.0))))
 
 
-def _exact_test(samples: int, lost: int, gained: int) -> Callable[[float], float]:
-    return lambda tolerance: exact_p_value(samples, lost, gained, tolerance)
+def _exact_test(samples: int, lost: int, gained: int, nuisance: float) -> Callable[[float], float]:
+    return lambda tolerance: exact_p_value(samples, lost, gained, tolerance, nuisance=nuisance)
 
 
 def _betting_test(damage: Floats, limit: float, alpha: float) -> Callable[[float], float]:
@@ -244,6 +264,14 @@ def _t_test(damage: Floats) -> Callable[[float], float]:
     return p_value
 
 
+def _t_bound(damage: Floats, confidence: float) -> float:
+    """Upper end of the one-sided t interval, not below 0; infinite for a single sample."""
+    if len(damage) < 2:
+        return math.inf
+    error = float(damage.std(ddof=1)) / math.sqrt(len(damage))
+    return max(0.0, float(damage.mean() + stats.t.ppf(confidence, len(damage) - 1) * error))
+
+
 def _score(lost: Floats | NDArray[np.int64], gained: Floats | NDArray[np.int64], n: int, eps: float) -> Floats:
     """Score statistic at a drop of `eps`; small values speak for a smaller drop."""
     total = lost + gained
@@ -252,28 +280,54 @@ def _score(lost: Floats | NDArray[np.int64], gained: Floats | NDArray[np.int64],
     return np.asarray((lost - gained - n * eps) / np.sqrt(n * (2 * np.maximum(q, 0.0) + eps - eps**2)))
 
 
-def _region(n: int, eps: float, observed: float) -> NDArray[np.int64]:
-    """For each number of discordant pairs: the largest `lost` that is at least as extreme; -1 if none."""
-    total = np.arange(n + 1)
-    low, high = np.full(n + 1, -1), total.copy()
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """Outcomes at least as extreme as the observed: for `total` discordant pairs, `lost` up to `most_lost`."""
+
+    total: NDArray[np.int64]
+    most_lost: NDArray[np.int64]
+
+
+def _window(n: int, discordance: float) -> tuple[int, int]:
+    """Numbers of discordant pairs that hold all but a negligible part of the probability."""
+    spread = 8 * math.sqrt(n * discordance * (1 - discordance)) + 30
+    return max(0, int(n * discordance - spread)), min(n, int(n * discordance + spread))
+
+
+def _region(n: int, eps: float, observed: float, total: NDArray[np.int64]) -> _Region:
+    low, high = np.full(len(total), -1), total.copy()
     # The score rises with `lost` at a fixed number of discordant pairs, so bisection finds the edge.
     while (low < high).any():
         middle = (low + high + 1) // 2
         inside = _score(middle, total - middle, n, eps) <= observed + 1e-12
         low, high = np.where(inside, middle, low), np.where(inside, high, middle - 1)
-    return low
+    return _Region(total, low)
 
 
-def _tail(n: int, eps: float, discordance: float, most_lost: NDArray[np.int64]) -> float:
+def _tail(n: int, eps: float, discordance: float, region: _Region) -> float:
     """Exact probability of the region at a drop of `eps` and the given discordance."""
-    spread = 9 * math.sqrt(n * discordance * (1 - discordance)) + 30
-    first, last = max(0, int(n * discordance - spread)), min(n, int(n * discordance + spread))
-    total = np.arange(first, last + 1)
+    first, last = _window(n, discordance)
+    near = (region.total >= first) & (region.total <= last)
+    total = region.total[near]
     share = min((discordance + eps) / (2 * discordance), 1.0)
     weights = stats.binom.pmf(total, n, discordance)
-    inside = stats.binom.cdf(most_lost[first : last + 1], total, share)
-    # What lies outside nine standard deviations counts as inside the region: never too small a p-value.
+    inside = stats.binom.cdf(region.most_lost[near], total, share)
+    # What lies outside the window counts as inside the region: never too small a p-value.
     return float((weights * inside).sum() + max(0.0, 1 - float(weights.sum())))
+
+
+def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
+    """Width of the bounds, once every value is known to lie within them."""
+    low, high = bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ArgumentError(f"bounds={bounds} must be two finite numbers, the least value first")
+    seen = min(before.min(), after.min()), max(before.max(), after.max())
+    if seen[0] < low or seen[1] > high:
+        raise MetricError(
+            f"the test metric runs from {seen[0]:g} to {seen[1]:g}, outside bounds={bounds}: correct the bounds, "
+            "or pass None for a test without a guarantee"
+        )
+    return float(high - low)
 
 
 def _check(before: Floats, after: Floats, tolerance: float, confidence: float) -> None:

@@ -56,7 +56,7 @@ Threads = Annotated[int, typer.Option(help="Threads of torch; 0 = its own choice
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the reports.")] = Path("runs/demo"), threads: Threads = 0
+    out: Annotated[Path, typer.Option(help="Directory for the reports.")] = Path("runs/demo"), threads: Threads = 1
 ) -> None:
     """Train two small networks on bundled digits, prune both, and write two reports (about a minute)."""
     _set_threads(threads)

@@ -1,23 +1,100 @@
 """One self-contained HTML file: no scripts, no network, every name escaped."""
 
-from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from secateur.report.headline import headline
-from secateur.report.plots import control_plot, curve_plot, shared_range, threshold_plot
-from secateur.report.schema import CurveData, ReportData
+from secateur.report import formats
+from secateur.report.formats import number, quantity
+from secateur.report.headline import cards, change, headline
+from secateur.report.plots import by_sensitivity, control_plot, curve_plot, is_cut_off, shared_range, threshold_plot
+from secateur.report.schema import OURS, CurveData, LeftRow, ReportData
+from secateur.report.svg import bar
+
+__all__ = ["number", "quantity", "render_html"]
 
 MOST_CURVES = 60
+MOST_WIDTHS = 60
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why things were left alone: in how many places, and how many positions where that is known."""
+
+    text: str
+    places: int
+    positions: int
 
 
 def render_html(data: ReportData) -> str:
-    """The report as one HTML document.
+    """The report as one HTML document that loads nothing and runs nothing.
 
-    >>> "Content-Security-Policy" in Environment(loader=PackageLoader("secateur.report", ".")).loader.get_source(
-    ...     Environment(), "report.html.jinja")[0]
-    True
+    Args:
+        data: the content of `report.json`.
     """
+    share = data.shows_points
+    return (
+        _environment(share)
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            headline=headline(data),
+            cards=cards(data),
+            change=change,
+            bar=bar,
+            lost_unit=" (points)" if share else "",
+            threshold_plot=threshold_plot(data.thresholds, data.metric, share=share) if data.thresholds else None,
+            is_cut_off=data.thresholds is not None and is_cut_off(data.thresholds),
+            curve_plots=curve_plots(data.curves, share=share),
+            most_curves=MOST_CURVES,
+            most_widths=MOST_WIDTHS,
+            widest=max((row.before for row in data.widths), default=0),
+            control_plot=control_plot(data.controls, data.metric, share=share) if has_controls(data) else None,
+            reasons=reasons(data.left_alone),
+            slowest=max((seconds for _, seconds in data.timings), default=0.0),
+        )
+    )
+
+
+def curve_plots(curves: Sequence[CurveData], *, share: bool) -> list[tuple[CurveData, Markup]]:
+    """All curves with their pictures, the most sensitive group first, on one scale."""
+    ordered = by_sensitivity(curves)
+    y_range = shared_range(ordered)
+    return [(curve, curve_plot(curve, y_range, share=share)) for curve in ordered]
+
+
+def reasons(rows: Iterable[LeftRow]) -> list[Reason]:
+    """What was left alone, by cause; the cause with most places first.
+
+    >>> reasons([LeftRow(where="a", reason="r", size=3), LeftRow(where="b", reason="r")])
+    [Reason(text='r', places=2, positions=3)]
+    """
+    found: dict[str, list[LeftRow]] = {}
+    for row in rows:
+        found.setdefault(row.reason, []).append(row)
+    counted = [Reason(text, len(same), sum(row.size or 0 for row in same)) for text, same in found.items()]
+    return sorted(counted, key=lambda reason: (-reason.places, reason.text))
+
+
+def missing(curve: CurveData) -> str:
+    """The sparsities at which the curve has no value.
+
+    >>> missing(CurveData(group="a", granularity="channel", sparsities=[0, 0.5], damage=[0, None],
+    ...     standard_error=[0, None]))
+    '50 %'
+    """
+    found = (s for s, d in zip(curve.sparsities, curve.damage, strict=True) if d is None)
+    return ", ".join(formats.percent(s) for s in found)
+
+
+def has_controls(data: ReportData) -> bool:
+    """Whether there is anything to compare with."""
+    return any(row.name != OURS for row in data.controls)
+
+
+def _environment(share: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("secateur.report", "."),
         autoescape=True,
@@ -25,64 +102,14 @@ def render_html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, quantity=quantity, points=points, percent=percent)
-    curves = sorted(data.curves, key=_sensitivity, reverse=True)
-    y_range = shared_range(curves)
-    return environment.get_template("report.html.jinja").render(
-        data=data,
-        headline=headline(data),
-        threshold_plot=threshold_plot(data.thresholds, data.metric) if data.thresholds else None,
-        curve_plots=[(curve, curve_plot(curve, y_range)) for curve in curves[:MOST_CURVES]],
-        curves_left_out=max(0, len(curves) - MOST_CURVES),
-        control_plot=control_plot(data.controls, data.metric) if len(data.controls) > 1 else None,
-        reasons=Counter(row.reason for row in data.left_alone).most_common(),
+    environment.filters.update(
+        number=number,
+        quantity=quantity,
+        percent=formats.percent,
+        p_value=formats.p_text,
+        metric=lambda value: formats.metric_text(value, share),
+        damage=lambda value: formats.damage_text(value, share).replace("-", "−"),
+        missing=missing,
+        error=lambda value: formats.error_text(value, share),
     )
-
-
-def number(value: float | None) -> str:
-    """A number for people: thousands with a unit letter, small ones with few digits.
-
-    >>> number(1234567), number(0.00042), number(None)
-    ('1.23 M', '0.00042', '–')
-    """
-    if value is None:
-        return "–"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:.3g}"
-
-
-def quantity(value: float | None, unit: str) -> str:
-    """A number with its unit; seconds as milli- or microseconds where they are short.
-
-    >>> quantity(0.00302, "s"), quantity(4.2e-05, "s"), quantity(1500, "B"), quantity(12, "")
-    ('3.02 ms', '42 µs', '1.5 kB', '12')
-    """
-    if value is not None and unit == "s" and value < 1:
-        return f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
-    text = number(value)
-    return f"{text}{unit}" if text[-1].isalpha() else f"{text} {unit}".rstrip()
-
-
-def points(value: float | None) -> str:
-    """A damage with its sign.
-
-    >>> points(0.0123), points(None)
-    ('+0.0123', '–')
-    """
-    return "–" if value is None else f"{value:+.4f}"
-
-
-def percent(value: float | None) -> str:
-    """A share.
-
-    >>> percent(0.5)
-    '50 %'
-    """
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def _sensitivity(curve: CurveData) -> float:
-    known = [d for d in curve.damage if d is not None]
-    return sum(known) / len(known) if known else 0.0
+    return environment

@@ -1,76 +1,190 @@
 """The report's pictures, each from one part of its data."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from secateur.report.schema import ControlRow, CurveData, ThresholdData
-from secateur.report.svg import Frame, axes, canvas, is_point, level, line_with_band, mark, range_of, x_axis
+from secateur.report.formats import damage_text, error_text, percent, shorten
+from secateur.report.schema import OURS, ControlRow, CurveData, ThresholdData
+from secateur.report.svg import (
+    Frame,
+    as_number,
+    as_points,
+    band,
+    canvas,
+    dots,
+    inside,
+    is_number,
+    level,
+    line,
+    mark,
+    range_of,
+    whisker,
+    x_axis,
+    y_axis,
+)
+
+ABOVE_TOLERANCE = 3.0
+ROW = 34
 
 
-def threshold_plot(data: ThresholdData, metric: str) -> Markup:
-    """Out-of-fold damage against budget, with the tolerance and the chosen budget."""
-    high = 1.5 * data.tolerance if data.tolerance else None
-    shown = [d for d in data.damage if d is not None and (high is None or d <= 4 * high)]
-    frame = Frame(680, 300, _reversed(data.budgets), range_of(shown, high), top=24, bottom=36)
+def threshold_plot(data: ThresholdData, metric: str, *, share: bool) -> Markup:
+    """Out-of-fold damage against budget, with the tolerance, the prediction and the chosen budget.
+
+    Where there is a tolerance, the picture ends a little above it: curves leave it through the top.
+    """
+    frame = Frame(600, 330, _budget_range(data.budgets), _damage_range(data), top=34, bottom=46)
     parts = [
-        axes(frame, "multiply-adds left", f"{metric} lost on held-out folds"),
-        line_with_band(frame, data.budgets, data.damage, data.standard_error),
+        y_axis(frame, lost_label(metric, share=share), text=as_points if share else as_number),
+        x_axis(frame, "MACs left", most=6),
+        inside(
+            frame,
+            band(frame, data.budgets, data.damage, data.standard_error),
+            line(frame, data.budgets, data.predicted, "predicted"),
+            line(frame, data.budgets, data.damage),
+            dots(frame, data.budgets, data.damage, radius=3),
+        ),
     ]
     if data.tolerance is not None:
         parts.append(level(frame, data.tolerance, "tolerance"))
-    if data.chosen in data.budgets:
-        parts.append(mark(frame, data.chosen, data.damage[data.budgets.index(data.chosen)]))
-    return canvas(frame, f"{metric} lost against budget, cross-validated", *parts)
+    if data.chosen is not None:
+        parts.append(_chosen(frame, data.chosen, damage_at(data.budgets, data.damage, data.chosen)))
+    words = describe(data.budgets, data.damage, share=share)
+    return canvas(frame, f"{metric} lost against MACs left, cross-validated", words, *parts)
 
 
-def curve_plot(data: CurveData, y_range: tuple[float, float]) -> Markup:
+def curve_plot(data: CurveData, y_range: tuple[float, float], *, share: bool) -> Markup:
     """One group's damage against sparsity."""
-    frame = Frame(220, 130, (0.0, 1.0), y_range, left=34, right=16, top=8, bottom=30)
+    frame = Frame(240, 150, (0.0, 1.0), y_range, left=38, right=12, top=10, bottom=26)
     parts = [
-        axes(frame, "removed", "", small=True),
-        line_with_band(frame, data.sparsities, data.damage, data.standard_error),
+        y_axis(frame, text=as_points if share else as_number, most=4),
+        x_axis(frame, most=2),
+        inside(
+            frame,
+            band(frame, data.sparsities, data.damage, data.standard_error),
+            line(frame, data.sparsities, data.damage),
+        ),
+        dots(frame, data.sparsities, data.damage, radius=2.2),
     ]
     if data.chosen_sparsity is not None:
-        parts.append(mark(frame, data.chosen_sparsity, interpolate(data, data.chosen_sparsity)))
-    return canvas(frame, f"damage against sparsity of {data.group}", *parts)
+        parts.append(
+            _chosen(frame, data.chosen_sparsity, damage_at(data.sparsities, data.damage, data.chosen_sparsity))
+        )
+    words = describe(data.sparsities, data.damage, share=share)
+    return canvas(frame, f"damage against sparsity of {data.group}", words, *parts)
 
 
-def control_plot(rows: Sequence[ControlRow], metric: str) -> Markup:
-    """Damage of each way of pruning, with one standard error to either side."""
-    found = [r for r in rows if is_point(r.damage, r.standard_error)]
-    edges = [(r.damage or 0) + s * (r.standard_error or 0) for r in found for s in (-1, 1)]
-    low, high = range_of(edges)
-    frame = Frame(680, 46 + 30 * len(rows), (low, high if high > low else low + 1), (0, 1), left=150, bottom=34)
-    parts = [x_axis(frame, f"{metric} lost on the validation data", percent=False)]
-    for number, row in enumerate(rows):
-        y = 18 + 30 * number
-        parts.append(Markup('<text class="name" x="140" y="{}" text-anchor="end">{}</text>').format(y + 4, row.name))
-        if is_point(row.damage, row.standard_error):
-            assert row.damage is not None
-            assert row.standard_error is not None
-            x1, x2 = frame.x(row.damage - row.standard_error), frame.x(row.damage + row.standard_error)
-            kind = "ours" if row.name == "secateur" else "theirs"
-            parts.append(Markup(f'<line class="whisker" x1="{x1}" x2="{x2}" y1="{y}" y2="{y}"/>'))
-            parts.append(Markup(f'<circle class="{kind}" cx="{frame.x(row.damage)}" cy="{y}" r="5"/>'))
-    return canvas(frame, "damage of secateur and of the controls at equal multiply-adds", *parts)
+def control_plot(rows: Sequence[ControlRow], metric: str, *, share: bool) -> Markup:
+    """Damage of each way of pruning, with one standard error to either side; the least damage first."""
+    ordered = sorted(rows, key=lambda r: float("inf") if r.damage is None else r.damage)
+    edges = [(r.damage or 0.0) + s * (r.standard_error or 0.0) for r in rows for s in (-1, 1)]
+    frame = Frame(600, 58 + ROW * len(rows), range_of(edges), (0, 1), left=156, right=104, top=6, bottom=48)
+    parts = [x_axis(frame, lost_label(metric, share=share), text=as_points if share else as_number, grid=True)]
+    parts += [_control(frame, row, 6 + ROW * (k + 0.5), share=share) for k, row in enumerate(ordered)]
+    words = "; ".join(f"{r.name}: {damage_text(r.damage, share)}" for r in ordered)
+    return canvas(frame, "damage of secateur and of the controls at equal MACs", words, *parts)
 
 
-def interpolate(data: CurveData, sparsity: float) -> float | None:
-    """Damage between the two nearest levels."""
-    points = [(s, d) for s, d in zip(data.sparsities, data.damage, strict=True) if d is not None]
-    for (s0, d0), (s1, d1) in itertools.pairwise(points):
-        if s0 <= sparsity <= s1 and s1 > s0:
-            return d0 + (d1 - d0) * (sparsity - s0) / (s1 - s0)
+def damage_at(x: Sequence[float], damage: Sequence[float | None], place: float) -> float | None:
+    """Damage at `place`, on the straight line between its two neighbours; None beside a missing point.
+
+    >>> damage_at([0.0, 0.5, 1.0], [0.0, 2.0, None], 0.25)
+    1.0
+    """
+    for a, d in zip(x, damage, strict=True):
+        if abs(a - place) < 1e-9:
+            return d
+    pairs = sorted(zip(x, damage, strict=True), key=lambda p: p[0])
+    for (a, d), (b, e) in itertools.pairwise(pairs):
+        if a < place < b:
+            return None if d is None or e is None else d + (e - d) * (place - a) / (b - a)
     return None
 
 
 def shared_range(curves: Sequence[CurveData]) -> tuple[float, float]:
-    """One damage scale for all curves."""
-    return range_of([d for curve in curves for d in curve.damage])
+    """One damage scale for all curves, their bands included."""
+    return range_of(v for c in curves for v in _edges(c.damage, c.standard_error))
 
 
-def _reversed(budgets: Sequence[float]) -> tuple[float, float]:
-    low, high = min(budgets), max(budgets)
-    return (high, low) if high > low else (high, high - 0.1)
+def by_sensitivity(curves: Sequence[CurveData]) -> list[CurveData]:
+    """The curves in order of their mean damage, the largest first.
+
+    Where a network broke down it counts as the worst damage of any curve: missing is never better.
+    """
+    worst = max((d for c in curves for d in c.damage if d is not None), default=0.0)
+    return sorted(curves, key=lambda curve: mean_damage(curve, worst), reverse=True)
+
+
+def mean_damage(curve: CurveData, worst: float) -> float:
+    """Mean height of the curve over its sparsities, `worst` standing in for missing points.
+
+    >>> mean_damage(CurveData(group="a", granularity="channel", sparsities=[0, 0.5, 1], damage=[0, 1, None],
+    ...     standard_error=[0, 0, 0]), worst=1.0)
+    0.75
+    """
+    points = [(s, worst if d is None else d) for s, d in zip(curve.sparsities, curve.damage, strict=True)]
+    if not points:
+        return 0.0
+    span = points[-1][0] - points[0][0]
+    area = sum((b - a) * (d + e) / 2 for (a, d), (b, e) in itertools.pairwise(points))
+    return area / span if span else points[0][1]
+
+
+def lost_label(metric: str, *, share: bool) -> str:
+    """Name of an axis of damage.
+
+    >>> lost_label("accuracy", share=True)
+    'accuracy lost (points)'
+    """
+    return shorten(metric, 32) + (" lost (points)" if share else " lost")
+
+
+def describe(x: Sequence[float], damage: Sequence[float | None], *, share: bool) -> str:
+    """All points in words, for those who cannot see the picture."""
+    return "; ".join(f"{percent(a)}: {damage_text(d, share)}" for a, d in zip(x, damage, strict=True))
+
+
+def is_cut_off(data: ThresholdData) -> bool:
+    """Whether some of the damage lies outside the picture."""
+    low, high = _damage_range(data)
+    return any(v is not None and not low <= v <= high for v in [*data.damage, *data.predicted])
+
+
+def _control(frame: Frame, row: ControlRow, y: float, *, share: bool) -> Markup:
+    kind = "ours" if row.name == OURS else "theirs"
+    place = Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>')
+    name = place.format(f"name {kind}-name", frame.left - 14, y + 4.5, "end", shorten(row.name, 20))
+    if row.damage is None or not is_number(row.damage):
+        return name + place.format("tick", frame.left + 8, y + 4.5, "start", "not measured")
+    error = row.standard_error
+    bars = Markup("") if error is None else whisker(frame, row.damage - error, row.damage + error, y=y)
+    disc = Markup('<circle class="{}" cx="{}" cy="{}" r="6"/>').format(kind, frame.x(row.damage), y)
+    value = f"{damage_text(row.damage, share)} ± {error_text(error, share)}"
+    return name + bars + disc + place.format("value", frame.width, y + 4.5, "end", value)
+
+
+def _chosen(frame: Frame, x: float, y: float | None) -> Markup:
+    low, high = frame.y_range
+    return mark(frame, x, y if y is not None and low <= y <= high else None)
+
+
+def _damage_range(data: ThresholdData) -> tuple[float, float]:
+    edges = list(_edges(data.damage, data.standard_error))
+    if not data.tolerance:
+        return range_of(edges)
+    top = ABOVE_TOLERANCE * data.tolerance
+    return range_of([*(min(max(v, -data.tolerance), top) for v in edges), 1.5 * data.tolerance], air=0.0)
+
+
+def _edges(damage: Sequence[float | None], errors: Sequence[float | None]) -> Iterable[float]:
+    for value, error in zip(damage, errors, strict=True):
+        if value is not None:
+            yield from (value - (error or 0.0), value + (error or 0.0))
+
+
+def _budget_range(budgets: Sequence[float]) -> tuple[float, float]:
+    """From the whole network on the left to the smallest budget on the right."""
+    low, high = min(budgets, default=0.0), max(budgets, default=1.0)
+    air = 0.02 * (high - low)
+    return (high + air, low - air) if high > low else (high + 0.05, high - 0.05)

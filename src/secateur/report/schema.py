@@ -1,57 +1,111 @@
 """The content of `report.json`: everything that the report shows, and nothing else."""
 
-from pydantic import BaseModel, ConfigDict
+import math
+from typing import Annotated, Any, Final, Literal, Self
 
-SCHEMA_VERSION = 1
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+SCHEMA_VERSION: Final = 1
+OURS = "secateur"
+
+
+def finite_or_none(value: Any) -> Any:
+    """None in place of NaN and the infinities, which JSON does not have.
+
+    >>> finite_or_none(float("nan")), finite_or_none(0.5)
+    (None, 0.5)
+    """
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(finite_or_none)]
+"""A finite number; None = not measured, or not finite."""
 
 
 class Part(BaseModel):
     """A strict, immutable part of the report."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CostRow(Part):
-    """One cost before and after; `verdict` says what timings allow."""
+    """One cost before and after.
+
+    Attributes:
+        name: "MACs", "parameters", "file size" or "latency".
+        unit: "" for counts, "B" for bytes, "s" for seconds.
+        before: of the dense model.
+        after: of the pruned model.
+        spread_before: interquartile range of the timings; None for costs that are counted.
+        spread_after: likewise.
+        verdict: what the timings allow one to say; None for costs that are counted.
+    """
 
     name: str
     unit: str
-    before: float
-    after: float
-    spread_before: float | None = None
-    spread_after: float | None = None
+    before: Number
+    after: Number
+    spread_before: Number = None
+    spread_after: Number = None
     verdict: str | None = None
 
     @property
-    def ratio(self) -> float:
-        """Before divided by after."""
-        return self.before / self.after if self.after else float("inf")
+    def ratio(self) -> float | None:
+        """Before divided by after; None where that is not a number.
+
+        >>> CostRow(name="MACs", unit="", before=300, after=100).ratio
+        3.0
+        """
+        return self.before / self.after if self.before is not None and self.after else None
 
 
 class QualityRow(Part):
-    """A metric on one split, dense and pruned."""
+    """The metric on one split, dense and pruned; damage is positive where pruning made it worse.
+
+    `higher_is_better` is None where the direction is that of the report's metric.
+    """
 
     name: str
-    dense: float
-    pruned: float
-    damage: float | None
-    standard_error: float | None
+    dense: Number
+    pruned: Number
+    damage: Number
+    standard_error: Number
+    higher_is_better: bool | None = None
 
 
 class CertificateData(Part):
-    """The certificate, as `Certificate.to_dict` and its sentence give it."""
+    """The outcome of the test on test data, and its statement in words.
+
+    Attributes:
+        sentence: the statement.
+        metric: its name.
+        samples: number of test samples.
+        before: mean metric of the dense model.
+        after: mean metric of the pruned model.
+        drop: mean damage, positive = worse.
+        tolerance: the drop that was to be ruled out.
+        confidence: of the statement, in (0, 1).
+        p_value: of the hypothesis that the drop exceeds the tolerance.
+        certified: whether that was ruled out.
+        bound: the smallest tolerance that these data certify.
+        lost: samples that only the dense model gets right; None if the metric is not 0/1.
+        gained: samples that only the pruned model gets right.
+        method: the test.
+        guarantee: "exact", "anytime" or "asymptotic".
+        assumptions: what must be true of the data.
+    """
 
     sentence: str
     metric: str
     samples: int
-    before: float
-    after: float
-    drop: float
-    tolerance: float
+    before: Number
+    after: Number
+    drop: Number
+    tolerance: Number
     confidence: float
-    p_value: float
+    p_value: Number
     certified: bool
-    bound: float
+    bound: Number
     lost: int | None
     gained: int | None
     method: str
@@ -65,13 +119,22 @@ class CurveData(Part):
     group: str
     granularity: str
     sparsities: list[float]
-    damage: list[float | None]
-    standard_error: list[float | None]
-    chosen_sparsity: float | None = None
+    damage: list[Number]
+    standard_error: list[Number]
+    loss_damage: list[Number] = []
+    chosen_sparsity: Number = None
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Self:
+        columns = {"damage": self.damage, "standard_error": self.standard_error}
+        _check_lengths(f"curve {self.group!r}", "sparsities", len(self.sparsities), columns)
+        if self.loss_damage:
+            _check_lengths(f"curve {self.group!r}", "sparsities", len(self.sparsities), {"loss": self.loss_damage})
+        return self
 
 
 class WidthRow(Part):
-    """Units of a group before and after."""
+    """Units of a group before and after, and the tensors that it ties together."""
 
     group: str
     granularity: str
@@ -81,42 +144,50 @@ class WidthRow(Part):
 
 
 class ThresholdData(Part):
-    """Cross-validated damage against budget, and the choice."""
+    """Cross-validated damage against budget (a fraction of the dense MACs), and the choice."""
 
     budgets: list[float]
-    damage: list[float | None]
-    standard_error: list[float | None]
-    predicted: list[float | None]
-    chosen: float | None
-    tolerance: float | None
+    damage: list[Number]
+    standard_error: list[Number]
+    predicted: list[Number]
+    chosen: Number
+    tolerance: Number
     reason: str
+
+    @model_validator(mode="after")
+    def _same_lengths(self) -> Self:
+        columns = {"damage": self.damage, "standard_error": self.standard_error, "predicted": self.predicted}
+        _check_lengths("thresholds", "budgets", len(self.budgets), columns)
+        return self
 
 
 class RoundRow(Part):
-    """One round of cut, repair and retraining; budgets are fractions of the dense multiply-adds."""
+    """One round of cut, repair and retraining; `target` and `macs` are fractions of the dense MACs."""
 
     number: int
-    target: float
-    macs: float
-    damage_cut: float | None
-    damage_repaired: float | None
-    damage_retrained: float | None
-    standard_error: float | None
+    target: Number
+    macs: Number
+    damage_cut: Number
+    damage_repaired: Number
+    damage_retrained: Number
+    standard_error: Number
     kept: bool
     reason: str
 
 
 class ControlRow(Part):
-    """A way of pruning at the same multiply-adds."""
+    """A way of pruning at the same MACs; the row named "secateur" is this run's own result."""
 
     name: str
-    macs: float
-    damage: float | None
-    standard_error: float | None
+    macs: Number
+    damage: Number
+    standard_error: Number
+    metric: Number = None
+    note: str = ""
 
 
 class LeftRow(Part):
-    """Something that was not cut, and why."""
+    """Something that was not cut, and why; `size` counts positions."""
 
     where: str
     reason: str
@@ -133,17 +204,35 @@ class RewriteRow(Part):
 
 
 class ReportData(Part):
-    """Everything that the report shows."""
+    """Everything that the report shows.
 
-    schema_version: int = SCHEMA_VERSION
+    Attributes:
+        title: one line.
+        created: ISO 8601.
+        versions: of secateur, torch, python and whatever else matters.
+        machine: the device in words.
+        threads: of torch while timing.
+        seed: of the run.
+        command: how the run was started; empty if it was a call from Python.
+        metric: name of what the damages are about.
+        higher_is_better: its direction.
+        is_share: whether the metric lies in [0, 1] and reads best in per cent; None = by its name.
+        asked: label and value of everything that the user chose.
+        coverage: share of the removable positions that lie in a group, in [0, 1].
+        timings: stage and seconds.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
     title: str
     created: str
     versions: dict[str, str]
     machine: str
     threads: int
     seed: int
+    command: str = ""
     metric: str
     higher_is_better: bool
+    is_share: bool | None = None
     asked: list[tuple[str, str]]
     costs: list[CostRow]
     quality: list[QualityRow]
@@ -154,7 +243,18 @@ class ReportData(Part):
     rounds: list[RoundRow]
     controls: list[ControlRow]
     left_alone: list[LeftRow]
-    coverage: float | None
+    coverage: Number
     rewrites: list[RewriteRow]
     warnings: list[str]
     timings: list[tuple[str, float]]
+
+    @property
+    def shows_points(self) -> bool:
+        """Whether damage reads best in percentage points."""
+        return "accuracy" in self.metric.lower() if self.is_share is None else self.is_share
+
+
+def _check_lengths(where: str, of: str, count: int, columns: dict[str, list[Number]]) -> None:
+    for name, values in columns.items():
+        if len(values) != count:
+            raise ValueError(f"{where}: {len(values)} values of {name} for {count} {of}; give one for each")
