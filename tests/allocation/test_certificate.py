@@ -77,7 +77,8 @@ def test_the_bound_is_the_smallest_tolerance_that_passes() -> None:
 
 def test_direction_of_the_metric() -> None:
     before, after = zero_one(500, 10, 0)
-    assert certify_paired(1 - before, 1 - after, tolerance=0.05, higher_is_better=False).lost == 10
+    lower = certify_paired(1 - before, 1 - after, tolerance=0.05, higher_is_better=False, metric="error")
+    assert lower.lost == 10 and "the error worsens by at most" in lower.sentence()
     assert certify_paired(before, after, tolerance=0.05).lost == 10
 
 

@@ -72,7 +72,7 @@ class Certificate:
             return f"{head}; the tolerance of {self.tolerance:g} is certified on {self.samples} test samples."
         return (
             f"{head}; the tolerance of {self.tolerance:g} could NOT be certified on {self.samples} test samples "
-            f"(observed drop {self.drop:.4f})."
+            f"(observed damage {self.drop:.4f})."
         )
 
     def to_dict(self) -> dict[str, Any]:

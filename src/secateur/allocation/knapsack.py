@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from secateur.errors import BudgetError
+from secateur.errors import ArgumentError, BudgetError
 from secateur.types import Allocation, Curve, Curves, Floats, Status
 
 CostFunction = Callable[[Mapping[str, int]], float]
@@ -37,6 +37,7 @@ def allocate(curves: Curves, budget: float, cost: CostFunction, *, objective: Ob
     Returns:
         The allocation; with status INFEASIBLE, that of the smallest widths, when none fits.
     """
+    cost = remembered(cost)
     damages = {name: monotone_damage(curve, objective) for name, curve in curves.items()}
     narrowest = {name: len(curve.widths) - 1 for name, curve in curves.items()}
     if cost(_widths(curves, narrowest)) > budget:
@@ -69,8 +70,17 @@ def multiple_choice_knapsack(
 
     Costs are rounded up to `buckets` equal parts of the budget, so the budget is never exceeded.
 
+    Args:
+        damages: of every choice of each list; infinity marks a choice that is never taken.
+        costs: alike, not negative.
+        budget: in the unit of the costs.
+        buckets: parts that the budget is divided into; more find tighter fits.
+
     Returns:
         The chosen indices; None when nothing fits.
+
+    Raises:
+        ArgumentError: a damage that is NaN, or a cost that is NaN or negative.
 
     >>> costs = [np.array([4.0, 2.0]), np.array([4.0, 2.0])]
     >>> multiple_choice_knapsack([np.array([0.0, 5.0]), np.array([0.0, 1.0])], costs, 6.1)
@@ -78,9 +88,11 @@ def multiple_choice_knapsack(
     """
     if not damages:
         return []
-    if budget <= 0:
+    if any(np.isnan(d).any() for d in damages) or not all((np.asarray(c) >= 0).all() for c in costs):
+        raise ArgumentError("the knapsack needs damages without NaN and costs of at least 0: drop the broken choices")
+    if not budget >= 0:
         return None
-    slots = [np.ceil(np.round(np.asarray(c) / budget * buckets, 9)).astype(np.int64) for c in costs]
+    slots = [_slots(np.asarray(c, dtype=np.float64), budget, buckets) for c in costs]
     best = np.full(buckets + 1, np.inf)
     best[0] = 0.0
     picks: list[NDArray[np.int64]] = []
@@ -123,6 +135,26 @@ def uniform_allocation(
         more = {**widths, name: min(size, widths[name] + multiples.get(name, 1))}
         widths = more if cost(more) <= budget else widths
     return widths
+
+
+def remembered(cost: CostFunction) -> CostFunction:
+    """The same cost, asked only once for each choice of widths."""
+    known: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def look_up(widths: Mapping[str, int]) -> float:
+        key = tuple(sorted(widths.items()))
+        if key not in known:
+            known[key] = cost(widths)
+        return known[key]
+
+    return look_up
+
+
+def _slots(costs: Floats, budget: float, buckets: int) -> NDArray[np.int64]:
+    """Costs in buckets, rounded up; one more than there are for what does not fit at all."""
+    fits = costs <= budget
+    share = np.divide(costs, budget, out=np.zeros_like(costs), where=fits & (costs > 0))
+    return np.where(fits, np.ceil(np.round(share * buckets, 9)), buckets + 1).astype(np.int64)
 
 
 def _width(size: int, density: float, multiple: int) -> int:
@@ -183,10 +215,29 @@ def _search(
 def _separable(curves: Curves, cost: CostFunction, levels: Levels) -> tuple[list[Floats], float]:
     """What each level of each group adds when the others stay, and what is spent whatever is chosen."""
     widths = _widths(curves, levels)
-    rows = [np.array([cost({**widths, name: w}) for w in curve.widths]) for name, curve in curves.items()]
+    rows = [_row(cost, widths, curve) for curve in curves.values()]
     now = cost(widths)
     least = [row.min() for row in rows]
     return [row - low for row, low in zip(rows, least, strict=True)], now - sum(now - low for low in least)
+
+
+def _row(cost: CostFunction, widths: Mapping[str, int], curve: Curve) -> Floats:
+    """Cost of each level of one group while the others stay.
+
+    Most costs are straight lines in one width, so when the middle lies on the line between the ends the
+    rest is not asked for: a call may be slow, and the true cost decides in the end.
+    """
+
+    def at(width: int) -> float:
+        return cost({**widths, curve.group: width})
+
+    wide, narrow = curve.widths[0], curve.widths[-1]
+    middle = curve.widths[len(curve.widths) // 2]
+    if len(curve.widths) > 3:
+        slope = (at(wide) - at(narrow)) / (wide - narrow)
+        if math.isclose(at(middle), at(narrow) + slope * (middle - narrow), rel_tol=1e-9):
+            return np.asarray(at(narrow) + slope * (np.array(curve.widths) - narrow))
+    return np.array([at(width) for width in curve.widths], dtype=np.float64)
 
 
 def _total(levels: Levels, damages: Mapping[str, Floats]) -> float:
@@ -204,19 +255,37 @@ def _better(a: Levels | None, b: Levels | None, damages: Mapping[str, Floats]) -
 def _fill(curves: Curves, damages: Mapping[str, Floats], budget: float, cost: CostFunction, levels: Levels) -> Levels:
     """Undo removals while the budget allows, the one that spares the most damage for its cost first."""
     levels = dict(levels)
-    while True:
-        now = cost(_widths(curves, levels))
-        steps = []
-        for name, level in levels.items():
-            for lower in range(level):
-                more = cost(_widths(curves, {**levels, name: lower})) - now
-                spared = damages[name][level] - damages[name][lower]
-                if now + more <= budget:
-                    steps.append((spared / max(more, 1e-12), -lower, name, lower))
-        if not steps:
-            return levels
-        _, _, name, lower = max(steps)
-        levels[name] = lower
+    changed = True
+    while changed:
+        changed = False
+        left = budget - cost(_widths(curves, levels))
+        for more, name, lower in _undoings(curves, damages, cost, levels):
+            if lower >= levels[name] or more > left * (1 + 1e-9):
+                continue
+            now = cost(_widths(curves, {**levels, name: lower}))
+            if now <= budget:
+                levels[name], left, changed = lower, budget - now, True
+    return levels
+
+
+def _undoings(
+    curves: Curves, damages: Mapping[str, Floats], cost: CostFunction, levels: Levels
+) -> list[tuple[float, str, int]]:
+    """(cost, group, lower level) of every removal that can be undone, the best damage spared for its cost first.
+
+    The cost of one level is asked for, that of more is extrapolated: whatever fits, its first level fits too.
+    """
+    now = cost(_widths(curves, levels))
+    found = []
+    for name, level in levels.items():
+        if level == 0:
+            continue
+        widths, damage = curves[name].widths, damages[name]
+        step = cost(_widths(curves, {**levels, name: level - 1})) - now
+        for lower in range(level):
+            more = step * (widths[lower] - widths[level]) / (widths[level - 1] - widths[level])
+            found.append(((damage[level] - damage[lower]) / max(more, 1e-12), -lower, more, name))
+    return [(more, name, -negative) for _, negative, more, name in sorted(found, reverse=True)]
 
 
 def _allocation(

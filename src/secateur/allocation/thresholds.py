@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.allocation.knapsack import CostFunction, Objective, allocate
-from secateur.errors import ArgumentError
+from secateur.allocation.knapsack import CostFunction, Objective, allocate, remembered
+from secateur.errors import ArgumentError, MetricError
 from secateur.types import Curve, Curves, Floats, Status
 
 Samples = NDArray[np.int64]
@@ -32,8 +32,9 @@ class BudgetCurve:
 
     @property
     def interaction(self) -> Floats:
-        """Joint damage minus the sum of single damages."""
-        return self.mean - self.predicted
+        """Joint damage minus the sum of single damages; NaN where both are infinite."""
+        with np.errstate(invalid="ignore"):
+            return self.mean - self.predicted
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,19 @@ def cross_validate(
         folds: from `folds`.
         objective: what the allocation minimises.
         progress: called with (measurements done, measurements in all).
+
+    Raises:
+        ArgumentError: folds that do not hold each sample of the curves once, or a budget outside (0, 1].
+        MetricError: `joint` does not give one damage a sample.
     """
     ordered = tuple(sorted(set(budgets), reverse=True))
-    total = len(folds) * len(ordered)
-    dense = cost({})
     samples = sum(len(part) for part in folds)
+    _check(curves, ordered, folds)
+    total = len(folds) * len(ordered)
+    # Every fold and budget asks for many of the same costs.
+    cost = remembered(cost)
+    dense = cost({name: curve.widths[0] for name, curve in curves.items()})
+    met = np.ones(len(ordered), dtype=bool)
     damage = np.full((len(ordered), samples), np.nan)
     predicted = np.full((len(ordered), len(folds)), np.nan)
     known: dict[tuple[int, tuple[tuple[str, int], ...]], Floats] = {}
@@ -102,21 +111,23 @@ def cross_validate(
         part = {name: _subset(curve, others) for name, curve in curves.items()}
         for row, budget in enumerate(ordered):
             found = allocate(part, budget * dense, cost, objective=objective)
+            met[row] &= found.status is Status.FOUND
             if found.status is Status.FOUND:
                 key = (number, tuple(sorted(found.widths.items())))
                 if key not in known:
-                    known[key] = joint(found.widths, held)
+                    known[key] = _measured(joint, found.widths, held)
                 damage[row, held] = known[key]
                 predicted[row, number] = sum(part[n].damage[level].mean() for n, level in found.levels.items())
             if progress is not None:
                 progress(number * len(ordered) + row + 1, total)
-    met = ~np.isnan(predicted).any(axis=1)
     kept = damage[met]
+    with np.errstate(invalid="ignore"):
+        mean, single = kept.mean(axis=1), predicted[met].mean(axis=1)
     return BudgetCurve(
         budgets=tuple(b for b, ok in zip(ordered, met, strict=True) if ok),
-        mean=kept.mean(axis=1),
+        mean=mean,
         standard_error=_standard_error(kept),
-        predicted=predicted[met].mean(axis=1),
+        predicted=single,
     )
 
 
@@ -144,6 +155,25 @@ def choose(curve: BudgetCurve, tolerance: float, *, standard_errors: float = 1.0
     if length < len(within):
         reason += f"; at {curve.budgets[length]:.0%} it is {float(upper[length]):.4g}"
     return Choice(curve.budgets[index], index, damage, error, reason)
+
+
+def _check(curves: Curves, budgets: Sequence[float], folds: Sequence[Samples]) -> None:
+    sizes = {curve.damage.shape[1] for curve in curves.values()}
+    positions = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *folds]))
+    if len(folds) < 2 or sizes - {len(positions)} or not np.array_equal(positions, np.arange(len(positions))):
+        raise ArgumentError(
+            f"{len(folds)} folds of {len(positions)} positions do not hold each of the curves' samples {sorted(sizes)} "
+            "once: make them with `folds(samples, k, rng)`"
+        )
+    if not all(0 < budget <= 1 for budget in budgets):
+        raise ArgumentError(f"budgets={tuple(budgets)} must lie in (0, 1]: fractions of the dense cost")
+
+
+def _measured(joint: Joint, widths: Mapping[str, int], samples: Samples) -> Floats:
+    values = np.asarray(joint(widths, samples), dtype=np.float64)
+    if values.shape != samples.shape:
+        raise MetricError(f"the joint damage of {len(samples)} samples has shape {values.shape}, not one a sample")
+    return values
 
 
 def _subset(curve: Curve, samples: Samples) -> Curve:

@@ -183,6 +183,7 @@ def _curves(story: Story) -> list[CurveData]:
             sparsities=[round(s, 6) for s in curve.sparsities],
             damage=[finite(v) for v in curve.mean()],
             standard_error=[finite(v) for v in curve.standard_error()],
+            loss_damage=[finite(v) for v in curve.loss_damage.mean(axis=1)],
             chosen_sparsity=best.plan.sparsity(name) if best is not None and name in best.plan.keep else None,
         )
         for name, curve in story.curves.items()
