@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from secateur.allocation.knapsack import allocate, monotone_damage, multiple_choice_knapsack, uniform_allocation
-from secateur.errors import BudgetError
+from secateur.errors import ArgumentError, BudgetError
 from secateur.types import Curve, Status
 
 points = st.lists(st.tuples(st.floats(0, 9), st.integers(0, 9)), min_size=1, max_size=4)
@@ -99,3 +99,67 @@ def test_uniform_takes_the_largest_density_that_fits() -> None:
 def test_uniform_keeps_multiples() -> None:
     found = uniform_allocation({"a": 32}, 20, lambda w: w["a"], multiple_of={"a": 8})
     assert found == {"a": 16}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(points, min_size=1, max_size=4), st.floats(0.1, 30))
+def test_rounding_never_breaks_the_budget(groups: list[list[tuple[float, int]]], budget: float) -> None:
+    costs = [np.array([c / 3 for _, c in g]) for g in groups]
+    found = multiple_choice_knapsack([np.array([d for d, _ in g]) for g in groups], costs, budget, buckets=17)
+    if found is not None:
+        assert sum(c[k] for c, k in zip(costs, found, strict=True)) <= budget * (1 + 1e-9)
+
+
+def test_nothing_to_spend_leaves_what_is_free() -> None:
+    assert multiple_choice_knapsack([np.array([1.0, 2.0])], [np.array([1.0, 0.0])], 0.0) == [1]
+    assert multiple_choice_knapsack([np.array([1.0])], [np.array([1.0])], 0.0) is None
+
+
+def test_nan_is_refused_and_infinity_never_taken() -> None:
+    costs = [np.array([1.0, 1.0])]
+    assert multiple_choice_knapsack([np.array([np.inf, 3.0])], costs, 2.0) == [1]
+    for damage, cost in (([np.nan, 1.0], [1.0, 1.0]), ([0.0, 1.0], [1.0, -1.0]), ([0.0, 1.0], [1.0, np.nan])):
+        with pytest.raises(ArgumentError, match="without NaN"):
+            multiple_choice_knapsack([np.array(damage)], [np.array(cost)], 2.0)
+
+
+def test_sixty_groups_ask_for_few_costs_and_leave_no_removal_that_could_be_undone() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"g{k}" for k in range(60)]
+    widths = list(range(64, 4, -6))
+    losses = {name: [0.0, *np.cumsum(rng.exponential(rng.lognormal(), 9))] for name in names}
+    curves = {name: curve(name, losses[name], widths) for name in names}
+    calls = []
+
+    def cost(kept) -> float:
+        calls.append(1)
+        row = [3, *(kept[name] for name in names), 10]
+        return float(sum(a * b for a, b in itertools.pairwise(row)))
+
+    dense = cost(dict.fromkeys(names, 64))
+    found = allocate(curves, 0.5 * dense, cost)
+    assert len(calls) < 2_000
+    assert found.cost <= 0.5 * dense
+    for name, level in found.levels.items():
+        assert level == 0 or cost({**found.widths, name: widths[level - 1]}) > 0.5 * dense
+
+
+def test_costs_in_steps_are_allocated_as_well_as_straight_ones() -> None:
+    """A latency that moves in steps of eight channels: removing four from one group alone saves nothing."""
+    names = ["a", "b", "c"]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        losses = np.cumsum(rng.exponential(1.0, (3, 4)), axis=1)
+        kept = [32, 28, 16, 12, 8]
+        curves = {name: curve(name, [0, *own], kept) for name, own in zip(names, losses, strict=True)}
+        straight = chain_cost(names, 3)
+
+        def cost(widths, straight=straight) -> float:
+            return straight({name: 8 * -(-width // 8) for name, width in widths.items()})
+
+        budget = rng.uniform(0.2, 0.9) * cost(dict.fromkeys(names, 32))
+        options = [dict(zip(names, o, strict=True)) for o in itertools.product(range(5), repeat=3)]
+        fits = [o for o in options if cost({n: kept[k] for n, k in o.items()}) <= budget]
+        if fits:
+            best = min(sum(monotone_damage(curves[n])[k] for n, k in o.items()) for o in fits)
+            assert allocate(curves, budget, cost).damage <= 1.01 * best + 1e-9

@@ -1,11 +1,13 @@
 """Cross-validated thresholds on curves whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from secateur.allocation.thresholds import BudgetCurve, choose, cross_validate, folds
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, MetricError
 from secateur.types import Curve
 
 
@@ -112,3 +114,58 @@ def test_picking_by_the_mean_alone_breaks_the_tolerance_more_often() -> None:
             )
             broken[k] += truth[found.index or 0] > tolerance + 1e-12
     assert broken[1.0] < 0.15 * 400 < broken[0.0]
+
+
+def test_the_held_out_fold_has_no_say_in_its_allocation() -> None:
+    curves = noisy_curves(40, 1)
+    parts = folds(40, 4, np.random.default_rng(0))
+    spoilt = {}
+    for name, one in curves.items():
+        loss = one.loss_damage.copy()
+        loss[1:, parts[2]] += 100.0 if name == "a" else 0.0
+        spoilt[name] = replace(one, loss_damage=loss)
+
+    def widths_of_fold(given, number: int) -> list[dict[str, int]]:
+        seen = []
+
+        def joint(widths, samples):
+            if np.array_equal(samples, parts[number]):
+                seen.append(dict(widths))
+            return np.zeros(len(samples))
+
+        cross_validate(given, budgets=[0.8, 0.5], cost=cost, joint=joint, folds=parts)
+        return seen
+
+    assert widths_of_fold(curves, 2) == widths_of_fold(spoilt, 2)
+    assert widths_of_fold(curves, 0) != widths_of_fold(spoilt, 0)
+
+
+def test_a_network_that_gives_nan_ends_the_descent_and_is_not_skipped() -> None:
+    """NaN must not be taken for a budget that cannot be met: the milder side of it is where to stop."""
+    curves = {
+        k: replace(c, damage=np.where(np.arange(5)[:, None] == 2, np.nan, c.damage))
+        for k, c in noisy_curves(40, 1).items()
+    }
+    parts = folds(40, 4, np.random.default_rng(0))
+    found = cross_validate(
+        curves,
+        budgets=[1.0, 0.9, 0.7, 0.5],
+        cost=cost,
+        joint=lambda w, s: np.full(len(s), np.nan if sum(w.values()) in (13, 14) else 0.0),
+        folds=parts,
+    )
+    assert found.budgets == (1.0, 0.9, 0.7, 0.5)
+    assert np.isnan(found.mean[2]) and choose(found, 0.05).budget == 0.9
+
+
+def test_folds_and_joint_damages_that_do_not_fit_are_refused() -> None:
+    curves = noisy_curves(40, 1)
+    parts = folds(40, 4, np.random.default_rng(0))
+    fine = {"curves": curves, "budgets": [0.9], "cost": cost, "joint": lambda w, s: np.zeros(len(s)), "folds": parts}
+    for wrong in ({"folds": parts[:3]}, {"folds": [parts[0], *parts]}, {"folds": [np.arange(40)]}):
+        with pytest.raises(ArgumentError, match="once"):
+            cross_validate(**{**fine, **wrong})
+    with pytest.raises(ArgumentError, match="fractions of the dense cost"):
+        cross_validate(**{**fine, "budgets": [1.2]})
+    with pytest.raises(MetricError, match="not one a sample"):
+        cross_validate(**{**fine, "joint": lambda w, s: np.zeros(1)})

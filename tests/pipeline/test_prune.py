@@ -110,6 +110,15 @@ def test_a_budget_is_met_exactly_or_below(net: Net) -> None:
     assert len(result.report_data.rounds) == 1
 
 
+@pytest.mark.parametrize("budget", [sc.Budget(params=0.4), sc.Budget(macs=0.7, params=0.35)], ids=repr)
+def test_budgets_on_parameters_and_on_several_costs(net: Net, budget: sc.Budget) -> None:
+    result = sc.prune(net, ARGS, **DATA, budget=budget, controls=(), **QUICK)
+    before, after = sc.measure(net, ARGS, latency=False), sc.measure(result.model, ARGS, latency=False)
+    assert after.params <= budget.params * before.params
+    assert after.macs <= (budget.macs or 1.0) * before.macs
+    assert after.params > 0.5 * budget.params * before.params, "no more is removed than the budget asks"
+
+
 def test_without_test_data_nothing_is_certified(net: Net) -> None:
     data = {k: v for k, v in DATA.items() if k != "test"}
     result = sc.prune(net, ARGS, **data, budget=sc.Budget(macs=0.6), controls=(), **QUICK)
@@ -178,6 +187,7 @@ def bad(**changes):
         ({"tolerance": None}, sc.ArgumentError, "exactly one"),
         ({"tolerance": 1.0}, sc.ArgumentError, "strictly between 0 and 1"),
         ({"tolerance": None, "budget": sc.Budget(macs=1.5)}, sc.ArgumentError, r"Budget\(macs=1.5\)"),
+        ({"tolerance": None, "budget": sc.Budget()}, sc.ArgumentError, "bounds nothing"),
         ({"tolerance": None, "budget": sc.Budget(macs=1e-4)}, sc.BudgetError, "the least that the scanned"),
         ({"validation": []}, sc.DataError, "validation is empty"),
         ({"train": None}, sc.ArgumentError, "neither train nor calibration"),

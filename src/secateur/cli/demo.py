@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from secateur.cli.loaders import Splits, example_args, load_data
-from secateur.cli.recipe import DataPart
+from secateur.cli.recipe import DigitsData
 from secateur.data import as_batches
 from secateur.measures.metrics import cross_entropy
 from secateur.pipeline.prune import prune
 from secateur.pipeline.result import Result
 from secateur.progress import Progress
+from secateur.storage.atomic import write_safetensors
 from secateur.training.loop import Retraining, retrain
 from secateur.zoo.digits import digits_cnn, digits_lstm
 
@@ -41,13 +42,16 @@ def run_demo(out: Path, progress: Progress) -> Iterable[tuple[Exhibit, Result, P
     """Train, prune and report each network in turn.
 
     Args:
-        out: each network gets a directory in it, with report.html, report.json and the pruned model.
+        out: each network gets a directory in it, with report.html, report.json, the pruned model, and
+            the dense weights, which `recipes/digits-cnn.yaml` starts from.
         progress: shown while running.
     """
-    splits = load_data(DataPart(kind="digits", batch_size=64), ())
+    splits = load_data(DigitsData(kind="digits", batch_size=64), ())
     for exhibit in EXHIBITS:
         with progress.stage(f"training {exhibit.name}", None) as advance:
             dense = trained(exhibit, splits, lambda step, total, loss: advance(1, f"loss {loss:.3f}"))
+        folder = out / exhibit.name
+        write_safetensors(folder / "dense.safetensors", dense.state_dict())
         result = prune(
             dense,
             example_args(splits, 64),
@@ -61,7 +65,6 @@ def run_demo(out: Path, progress: Progress) -> Iterable[tuple[Exhibit, Result, P
             seed=SEED,
             progress=progress,
         )
-        folder = out / exhibit.name
         result.save(folder / "pruned")
         yield exhibit, result, result.report(folder / "report.html")
 

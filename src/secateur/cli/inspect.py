@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense
 from secateur.cli.progress import make_progress
@@ -15,8 +16,8 @@ from secateur.graph.groups import structure
 from secateur.graph.trace import trace
 from secateur.measures.cost import measure
 from secateur.pipeline.calibration import first_samples
-from secateur.report.html import number
-from secateur.report.tables import shorten, to_text
+from secateur.report.formats import number, shorten
+from secateur.report.tables import to_text
 from secateur.sensitivity.scan import scan
 from secateur.storage.curve_store import CurveStore
 from secateur.types import Curve
@@ -28,21 +29,23 @@ def inspection(recipe: Recipe, splits: Splits, allowed: tuple[str, ...]) -> str:
     args = example_args(splits, recipe.model.example_batch)
     found = structure(trace(model, args), recipe.ignore)
     cost = measure(model, args, latency=False)
-    groups = Table(title=f"{type(model).__name__}: {len(found.groups)} groups", title_justify="left")
+    groups = Table(title=Text(f"{type(model).__name__}: {len(found.groups)} groups"), title_justify="left")
     for name in ("group", "units", "kind", "parameters", "exact"):
         groups.add_column(name, justify="right" if name in {"units", "parameters"} else "left")
     for group in found.groups:
         exact = "yes" if group.exact else shorten(f"no: {group.note}", 26)
-        groups.add_row(shorten(group.name, 24), str(group.size), group.granularity, str(len(group.slices)), exact)
+        groups.add_row(
+            Text(shorten(group.name, 24)), str(group.size), group.granularity, str(len(group.slices)), Text(exact)
+        )
     fixed = Table(title="what is fixed, and why", title_justify="left")
     fixed.add_column("cause")
     fixed.add_column("places", justify="right")
     for reason, count in Counter(f.reason for f in found.fixed).most_common():
-        fixed.add_row(reason, str(count))
+        fixed.add_row(Text(reason), str(count))
     text = to_text(groups) + "\n" + to_text(fixed)
     counts = f"{number(cost.macs)} MACs and {number(cost.params)} parameters"
     share = f"{found.coverage():.1%} of the removable positions lie in a group."
-    return f"{text}\n{share} {counts} with a batch of {len(args[0])}."
+    return f"{text}\n" + to_text(f"{share} {counts} with a batch of {len(args[0])}.").rstrip()
 
 
 def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> str:
@@ -71,12 +74,12 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
 
 def curve_table(curves: list[Curve], metric: str) -> Table:
     """Damage at a few sparsities, the most sensitive group first."""
-    table = Table(title=f"{metric} lost when units of one group are silenced", title_justify="left")
+    table = Table(title=Text(f"{metric} lost when units of one group are silenced"), title_justify="left")
     table.add_column("group")
     wanted = (0.1, 0.3, 0.5, 0.7, 0.9)
     for sparsity in wanted:
         table.add_column(f"{sparsity:.0%}", justify="right")
     for curve in sorted(curves, key=lambda c: -c.mean().mean()):
         nearest = [min(range(len(curve.sparsities)), key=lambda k: abs(curve.sparsities[k] - s)) for s in wanted]
-        table.add_row(shorten(curve.group, 28), *(f"{curve.mean()[k]:+.4f}" for k in nearest))
+        table.add_row(Text(shorten(curve.group, 28)), *(f"{curve.mean()[k]:+.4f}" for k in nearest))
     return table

@@ -21,7 +21,7 @@ def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
         metric=recipe.metric,
         loss=recipe.loss,
         tolerance=recipe.tolerance,
-        budget=None if recipe.budget is None else Budget(macs=recipe.budget.macs),
+        budget=None if recipe.budget is None else Budget(**recipe.budget.model_dump()),
         criterion=load_criterion(recipe),
         sparsities=recipe.sparsities,
         folds=recipe.folds,

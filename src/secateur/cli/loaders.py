@@ -11,9 +11,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secateur.cli.batches import TensorBatches
-from secateur.cli.data_sources import Tensors, digits, parquet_images, rows_of, text_chars, text_lines
+from secateur.cli.data_sources import Tensors, alphabet_of, digits, parquet_images, rows_of, text_chars, text_lines
 from secateur.cli.imports import resolve
-from secateur.cli.recipe import DataPart, ModelPart, Recipe, Rows
+from secateur.cli.recipe import (
+    SPLITS,
+    CharactersData,
+    DataPart,
+    DigitsData,
+    FileRows,
+    ImagesData,
+    LinesData,
+    ModelPart,
+    PythonData,
+    Recipe,
+    Rows,
+)
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.rules import Magnitude, Random, Taylor
 from secateur.errors import DataError, RecipeError
@@ -30,6 +42,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 DIGITS_SPLITS = {"train": (0, 1000), "validation": (1000, 1400), "test": (1400, 1797)}
 
 
+BuiltInData = DigitsData | ImagesData | LinesData | CharactersData
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """The data of a run."""
@@ -42,7 +57,17 @@ class Splits:
 def load_factory(part: ModelPart, allowed: Collection[str]) -> Callable[[], nn.Module]:
     """What builds the dense architecture."""
     build = MODELS[part.ref] if part.ref in MODELS else _imported(part.ref, allowed)
-    return lambda: build(**part.arguments)
+
+    def made() -> nn.Module:
+        try:
+            model = build(**part.arguments)
+        except TypeError as error:
+            raise RecipeError(f"model.arguments do not fit {part.ref!r}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise RecipeError(f"model.ref {part.ref!r} returned a {type(model).__name__}; needed a torch.nn.Module")
+        return model
+
+    return made
 
 
 def load_dense(part: ModelPart, allowed: Collection[str]) -> nn.Module:
@@ -67,18 +92,13 @@ def load_dense(part: ModelPart, allowed: Collection[str]) -> nn.Module:
 
 def load_data(part: DataPart, allowed: Collection[str]) -> Splits:
     """Train, validation and test batches; only training batches are shuffled and augmented."""
-    if part.kind == "python":
-        if part.ref is None:
-            raise RecipeError("data.ref is missing: kind python needs module:function that returns the three splits")
-        made = resolve(part.ref, allowed)()
+    if isinstance(part, PythonData):
+        made = resolve(part.ref, allowed)(**part.arguments)
         if not isinstance(made, tuple) or len(made) != 3:
             raise DataError(f"{part.ref} returned a {type(made).__name__}; needed (train, validation, test)")
         return Splits(*made)
-    return Splits(
-        train=_batches(part, _split(part, "train"), shuffle=True, augment=part.augment),
-        validation=_batches(part, _split(part, "validation")),
-        test=_batches(part, _split(part, "test")),
-    )
+    read = _reader(part)
+    return Splits(*(_batches(part, read(name), is_train=name == "train") for name in SPLITS))
 
 
 def example_args(splits: Splits, samples: int) -> tuple[Any, ...]:
@@ -115,23 +135,38 @@ def _imported(reference: str, allowed: Collection[str]) -> Callable[..., nn.Modu
     return found
 
 
-def _split(part: DataPart, name: str) -> Tensors:
-    rows: Rows = getattr(part, name)
-    if part.kind == "digits":
-        start, stop = DIGITS_SPLITS[name]
-        images, labels = digits()
-        return rows_of((images[start:stop], labels[start:stop]), rows)
+def _reader(part: BuiltInData) -> Callable[[str], Tensors]:
+    """What reads a split by name; all files are named before the first is read."""
+    if isinstance(part, DigitsData):
+        return lambda name: _digits_split(getattr(part, name), name)
+    spans = {name: _span(getattr(part, name), name, part.kind) for name in SPLITS}
+    paths = [path for path, _, _ in spans.values()]
+    match part:
+        case ImagesData():
+            image, label = part.image_column, part.label_column
+            return lambda name: parquet_images(*spans[name], image=image, label=label)
+        case LinesData():
+            alphabet = None if part.symbols == "bytes" else part.alphabet or alphabet_of(paths)
+            return lambda name: text_lines(*spans[name], part.length, alphabet=alphabet)
+        case CharactersData():
+            shared = part.alphabet or alphabet_of(paths)
+            return lambda name: text_chars(*spans[name], part.length, alphabet=shared)
+
+
+def _digits_split(rows: Rows, name: str) -> Tensors:
+    start, stop = DIGITS_SPLITS[name]
+    images, labels = digits()
+    return rows_of((images[start:stop], labels[start:stop]), rows, f"data.{name} of the digits")
+
+
+def _span(rows: FileRows, name: str, kind: str) -> tuple[Path, int, int | None]:
     if rows.file is None:
-        raise RecipeError(f"data.{name}.file is missing: {part.kind} reads files; pass --set data.{name}.file=PATH")
-    path = Path(rows.file)
-    match part.kind:
-        case "parquet-images":
-            return parquet_images(path, rows.start, rows.stop)
-        case "text-lines":
-            return text_lines(path, rows.start, rows.stop, part.length)
-        case _:
-            return text_chars(path, rows.start, rows.stop, part.length)
+        raise RecipeError(f"data.{name}.file is missing: {kind} reads files; pass --set data.{name}.file=PATH")
+    return Path(rows.file), rows.start, rows.stop
 
 
-def _batches(part: DataPart, tensors: Tensors, *, shuffle: bool = False, augment: str = "none") -> TensorBatches:
-    return TensorBatches(*tensors, part.batch_size, shuffle, part.mean, part.std, augment)
+def _batches(part: BuiltInData, tensors: Tensors, *, is_train: bool) -> TensorBatches:
+    if not isinstance(part, ImagesData):
+        return TensorBatches(*tensors, part.batch_size, shuffle=is_train)
+    augment = part.augment if is_train else "none"
+    return TensorBatches(*tensors, part.batch_size, is_train, part.mean, part.std, augment)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 done; 2 wrong usage or recipe; 3 data or metric; 4 model, trace or surgery; 5 budget out of "
-    "reach; 6 files; 130 stopped by Ctrl-C (run the same command again to resume)."
+    "reach; 6 files; 1 a defect of secateur; 130 stopped by Ctrl-C (run the same command again to resume)."
 )
+STOPPED = 130
 EXIT_CODES: tuple[tuple[type[errors.SecateurError], int], ...] = (
     (errors.RecipeError, 2),
     (errors.ArgumentError, 2),
@@ -51,10 +52,17 @@ Allowed = Annotated[
     list[str] | None,
     typer.Option("--allow-import", help="Module that the recipe may import; importing runs its code."),
 ]
-Threads = Annotated[int, typer.Option(help="Threads of torch; 0 = its own choice.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of torch; 0 = the recipe's, or torch's own choice.")]
 
 
-@app.command()
+@app.callback()
+def _options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show Python's traceback of an error.")] = False,
+) -> None:
+    """Options of all commands; `run` reads them before typer does, so that they may stand anywhere."""
+
+
+@app.command(epilog=EPILOG)
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the reports.")] = Path("runs/demo"), threads: Threads = 1
 ) -> None:
@@ -76,10 +84,10 @@ def demo(
 @app.command(epilog=EPILOG)
 def inspect(recipe: RecipePath, set_: Overrides = None, allow_import: Allowed = None) -> None:
     """Show what can be cut, and why the rest cannot."""
-    loaded, splits = _load(recipe, set_, allow_import)
+    loaded, splits, allowed = _load(recipe, set_, allow_import)
     from secateur.cli.inspect import inspection
 
-    typer.echo(inspection(loaded, splits, tuple(allow_import or ())))
+    typer.echo(inspection(loaded, splits, allowed))
 
 
 @app.command(epilog=EPILOG)
@@ -91,11 +99,10 @@ def scan(
     threads: Threads = 0,
 ) -> None:
     """Measure the sensitivity of every group, and print the curves."""
-    _set_threads(threads)
-    loaded, splits = _load(recipe, set_, allow_import)
+    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
     from secateur.cli.inspect import measured_scan
 
-    typer.echo(measured_scan(loaded, splits, tuple(allow_import or ()), out))
+    typer.echo(measured_scan(loaded, splits, allowed, out))
 
 
 @app.command(epilog=EPILOG)
@@ -107,11 +114,10 @@ def prune(
     threads: Threads = 0,
 ) -> None:
     """Run the whole job of a recipe. Stopped at any moment, the same command goes on where it was."""
-    _set_threads(threads)
-    loaded, splits = _load(recipe, set_, allow_import)
+    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
     from secateur.cli.job import run_recipe
 
-    result = run_recipe(loaded, splits, tuple(allow_import or ()), out)
+    result = run_recipe(loaded, splits, allowed, out)
     result.save(out / "pruned")
     report = result.report(out / "report.html")
     _show(result.report_data)
@@ -129,7 +135,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory, or its rep
 
     source = run / "report.json" if run.is_dir() else run
     try:
-        data = ReportData.model_validate_json(source.read_text())
+        data = ReportData.model_validate_json(source.read_bytes())
     except OSError as error:
         raise errors.StoreError(
             f"cannot read {source}: {error.strerror}; name a run directory that prune made"
@@ -143,37 +149,50 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory, or its rep
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point: errors become one line and an exit code, never a traceback."""
+    """Entry point: errors become one line and an exit code; a traceback only with --traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments, standalone_mode=False)
-    except errors.SecateurError as error:
-        _fail(str(error), next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1))
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; run the same command again to resume", 130)
-    except Exception as error:
-        if not _is_usage(error):
-            raise
-        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        code = app([a for a in given if a != "--traceback"], standalone_mode=False)
+        if code == STOPPED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+    except (Exception, KeyboardInterrupt) as error:
+        if "--traceback" in given:
+            sys.excepthook(type(error), error, error.__traceback__)
+        message, code = _verdict(error)
+        typer.echo(f"error: {message}", err=True)
+        sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_usage(error: Exception) -> bool:
-    return hasattr(error, "exit_code") and hasattr(error, "format_message")
+def _verdict(error: BaseException) -> tuple[str, int]:
+    """What to say, and the exit code."""
+    match error:
+        case errors.SecateurError():
+            return str(error), next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        case KeyboardInterrupt() | typer.Abort():
+            return "stopped; run the same command again to resume", STOPPED
+        case OSError():
+            return f"{error}; check the path, its permissions and the space on its disk", 6
+        case _ if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+            return error.format_message(), 2
+        case _:
+            hint = "run again with --traceback and report what it shows"
+            return f"unexpected {type(error).__name__}: {error}; {hint}", 1
 
 
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(code)
-
-
-def _load(recipe: Path, overrides: list[str] | None, allowed: list[str] | None) -> "tuple[Recipe, Splits]":
+def _load(
+    recipe: Path, overrides: list[str] | None, allow_import: list[str] | None, threads: int = 0
+) -> "tuple[Recipe, Splits, tuple[str, ...]]":
+    """The recipe, its data, and the modules that it may import."""
+    from secateur.cli.imports import named_modules
     from secateur.cli.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    allowed = (*(allow_import or ()), *named_modules(overrides or ()))
+    _set_threads(threads or loaded.threads)
     from secateur.cli.loaders import load_data
 
-    return loaded, load_data(loaded.data, tuple(allowed or ()))
+    return loaded, load_data(loaded.data, allowed), allowed
 
 
 def _set_threads(threads: int) -> None:
@@ -184,12 +203,14 @@ def _set_threads(threads: int) -> None:
 
 
 def _show(data: "ReportData") -> None:
+    from rich.text import Text
+
     from secateur.report.tables import control_table, summary_table, to_text
 
     typer.echo(to_text(summary_table(data)))
     if len(data.controls) > 1:
         typer.echo(to_text(control_table(data)))
     if data.certificate is not None:
-        typer.echo(to_text(data.certificate.sentence).rstrip())
+        typer.echo(to_text(Text(data.certificate.sentence)).rstrip())
     for warning in data.warnings:
-        typer.echo(to_text(f"note: {warning}").rstrip())
+        typer.echo(to_text(Text(f"note: {warning}")).rstrip())

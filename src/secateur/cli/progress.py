@@ -33,18 +33,21 @@ class TerminalProgress:
 
 
 class PlainProgress:
-    """A line at most every few seconds, for logs."""
+    """A line at most every few seconds, over all stages together, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Advance]:
         """A stage of `total` steps."""
-        done, last = 0, time.monotonic()
+        done = 0
 
         def advance(steps: int = 1, note: str = "") -> None:
-            nonlocal done, last
+            nonlocal done
             done += steps
-            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
+            if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+                self._last = time.monotonic()
                 sys.stderr.write(f"{name}: {done}{f' of {total}' if total else ''} {note}".rstrip() + "\n")
 
         yield advance

@@ -1,31 +1,45 @@
 """Recipes: YAML, validated strictly; they name things, and run nothing by themselves."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from secateur.cli.recipe_errors import explain
+from secateur.cli.yaml_file import parse_yaml, read_text
 from secateur.errors import RecipeError
 
-MOST_BYTES = 1_000_000
-MOST_ALIASES = 20
+SPLITS = ("train", "validation", "test")
+
+# Lists of YAML become tuples; their elements stay strict.
+Numbers = Annotated[tuple[float, ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Part(BaseModel):
     """A strict, immutable part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Rows(Part):
-    """A range of rows of a file; for built-in data the file is not named."""
+    """A range of samples: from `start`, up to but without `stop`."""
 
-    file: str | None = None
     start: int = Field(0, ge=0)
     stop: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop={self.stop} must be greater than start={self.start}")
+        return self
+
+
+class FileRows(Rows):
+    """A range of samples of a file."""
+
+    file: str | None = None
 
 
 class ModelPart(Part):
@@ -33,29 +47,82 @@ class ModelPart(Part):
 
     ref: str
     weights: str | None = None
-    arguments: dict[str, int | float | str | bool] = {}
+    arguments: dict[str, Any] = {}
     example_batch: int = Field(64, ge=1)
 
 
-class DataPart(Part):
-    """Where the samples come from and how they are prepared."""
+class DigitsData(Part):
+    """scikit-learn's digits, in three fixed splits; rows count within each."""
 
-    kind: Literal["digits", "parquet-images", "text-lines", "text-chars", "python"]
-    ref: str | None = None
+    kind: Literal["digits"]
     train: Rows = Rows()
     validation: Rows = Rows()
     test: Rows = Rows()
     batch_size: int = Field(64, ge=1)
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+
+
+class ImagesData(Part):
+    """Parquet files with encoded images and labels; columns are found by their usual names unless given."""
+
+    kind: Literal["parquet-images"]
+    train: FileRows = FileRows()
+    validation: FileRows = FileRows()
+    test: FileRows = FileRows()
+    batch_size: int = Field(64, ge=1)
+    image_column: str | None = None
+    label_column: str | None = None
+    mean: Numbers = ()
+    std: Numbers = ()
     augment: Literal["none", "flip-crop"] = "none"
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        if len(self.mean) not in {0, 3} or len(self.std) != len(self.mean) or min(self.std, default=1.0) <= 0:
+            raise ValueError("mean and std need three values each (red, green, blue), std positive; or leave both out")
+        return self
+
+
+class LinesData(Part):
+    """A language model's data, one sample a line; rows count lines of two or more symbols."""
+
+    kind: Literal["text-lines"]
+    train: FileRows = FileRows()
+    validation: FileRows = FileRows()
+    test: FileRows = FileRows()
+    batch_size: int = Field(64, ge=1)
     length: int = Field(64, ge=2)
+    symbols: Literal["bytes", "characters"] = "bytes"
+    alphabet: str | None = None
+
+
+class CharactersData(Part):
+    """A language model's data, windows of characters; rows count characters."""
+
+    kind: Literal["text-chars"]
+    train: FileRows = FileRows()
+    validation: FileRows = FileRows()
+    test: FileRows = FileRows()
+    batch_size: int = Field(64, ge=1)
+    length: int = Field(64, ge=1)
+    alphabet: str | None = None
+
+
+class PythonData(Part):
+    """Batches made by the user's own function, which returns (train, validation, test)."""
+
+    kind: Literal["python"]
+    ref: str
+    arguments: dict[str, Any] = {}
+
+
+DataPart = DigitsData | ImagesData | LinesData | CharactersData | PythonData
 
 
 class BudgetPart(Part):
     """Fractions of the dense model's cost."""
 
-    macs: float = Field(gt=0, le=1)
+    macs: float | None = Field(None, gt=0, le=1)
+    params: float | None = Field(None, gt=0, le=1)
 
 
 class RetrainPart(Part):
@@ -72,22 +139,26 @@ class Recipe(Part):
 
     schema_version: Literal[1] = 1
     model: ModelPart
-    data: DataPart
+    data: DataPart = Field(discriminator="kind")
     metric: Literal["accuracy", "top5_accuracy", "cross_entropy", "mse"] = "accuracy"
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     tolerance: float | None = Field(None, gt=0, lt=1)
     budget: BudgetPart | None = None
     criterion: Literal["taylor", "l1", "l2", "random"] = "taylor"
-    sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    sparsities: Numbers = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     folds: int = Field(5, ge=2)
     schedule: Literal["one-shot", "linear", "cubic", "exponential"] = "cubic"
     rounds: int = Field(4, ge=1)
     retrain: RetrainPart | None = None
     repair: bool = True
-    controls: tuple[Literal["random", "uniform-magnitude"], ...] = ("random", "uniform-magnitude")
+    controls: Annotated[tuple[Literal["random", "uniform-magnitude"], ...], Field(strict=False)] = (
+        "random",
+        "uniform-magnitude",
+    )
     calibration_samples: int = Field(512, ge=1)
-    ignore: tuple[str, ...] = ()
-    seed: int = 0
+    ignore: Names = ()
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
@@ -107,76 +178,30 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file is missing, too large, not YAML, or has an entry that is not allowed; the
             message names the entry, and the nearest known key for an unknown one.
     """
-    raw = _parse(_read(path), str(path))
+    raw = parse_yaml(read_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a mapping with model:, data: and a goal")
     for override in overrides:
         _override(raw, override)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from error
-    return _with_paths(recipe, path.parent)
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise RecipeError(f"{path} has {path.stat().st_size} bytes; a recipe has at most {MOST_BYTES}")
-        return path.read_text()
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not a text file: {error.reason}") from error
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    """Safe YAML; aliases are counted first, since nested ones grow without bound."""
-    try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > MOST_ALIASES:
-            raise RecipeError(f"{where} holds {aliases} YAML aliases; a recipe holds at most {MOST_ALIASES}")
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{where} holds a {type(raw).__name__}; a recipe is a mapping with model:, data: and a goal")
-    return raw
+        raise RecipeError(f"{path}: {explain(error, Recipe)}") from error
+    placed = _with_paths(recipe, path.parent)
+    _check_test_is_apart(placed, path)
+    return placed
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise RecipeError(f"--set {override!r}: needed key.key=value, such as --set data.batch_size=128")
     *parents, leaf = key.split(".")
     for parent in parents:
         raw = raw.setdefault(parent, {})
         if not isinstance(raw, dict):
             raise RecipeError(f"--set {override!r}: {parent!r} holds a {type(raw).__name__}, not a mapping")
-    raw[leaf] = yaml.safe_load(value)
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(problem["loc"][:-1]), n=1)
-            lines.append(f"unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif problem["type"] == "missing":
-            lines.append(f"{place!r} is missing")
-        else:
-            lines.append(f"{place}: got {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
-    return "; ".join(lines)
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    part: Any = Recipe
-    for name in location:
-        field = part.model_fields.get(str(name)) if hasattr(part, "model_fields") else None
-        if field is None:
-            return []
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        part = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-    return list(part.model_fields) if hasattr(part, "model_fields") else []
+    raw[leaf] = parse_yaml(value, f"--set {key}: the value")
 
 
 def _with_paths(recipe: Recipe, base: Path) -> Recipe:
@@ -185,14 +210,32 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
     def place(name: str | None) -> str | None:
         return None if name is None else str(base / name)
 
-    data = recipe.data
-    splits = {k: getattr(data, k).model_copy(update={"file": place(getattr(data, k).file)}) for k in SPLITS}
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update=splits),
-            "model": recipe.model.model_copy(update={"weights": place(recipe.model.weights)}),
-        }
-    )
+    model = recipe.model.model_copy(update={"weights": place(recipe.model.weights)})
+    data: Any = recipe.data
+    parts = {name: getattr(data, name, None) for name in SPLITS}
+    placed = {
+        name: rows.model_copy(update={"file": place(rows.file)})
+        for name, rows in parts.items()
+        if isinstance(rows, FileRows)
+    }
+    return recipe.model_copy(update={"model": model, "data": data.model_copy(update=placed)})
 
 
-SPLITS = ("train", "validation", "test")
+def _check_test_is_apart(recipe: Recipe, path: Path) -> None:
+    """A certificate on samples that took part in choices would be worth nothing."""
+    test = getattr(recipe.data, "test", None)
+    if not isinstance(test, FileRows):
+        return
+    for name in ("train", "validation"):
+        rows = getattr(recipe.data, name)
+        if _overlap(rows, test):
+            raise RecipeError(
+                f"{path}: data.{name} and data.test share rows {max(rows.start, test.start)} and on of {test.file}; "
+                "the certificate holds only on samples that nothing else reads: give them disjoint start and stop"
+            )
+
+
+def _overlap(a: FileRows, b: FileRows) -> bool:
+    if a.file is None or b.file is None or Path(a.file).resolve() != Path(b.file).resolve():
+        return False
+    return (b.stop is None or a.start < b.stop) and (a.stop is None or b.start < a.stop)

@@ -14,10 +14,10 @@ from secateur.criteria.criterion import Criterion
 from secateur.criteria.rules import Magnitude, Random, Taylor
 from secateur.data import Batches, BatchFn, as_batches
 from secateur.errors import ArgumentError, BudgetError
+from secateur.graph.costs import cost_model
 from secateur.graph.groups import structure
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
-from secateur.measures.macs import count_macs
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.cuttable import cuttable_groups
@@ -130,7 +130,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
             check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
-            groups, left = cuttable_groups(model, program, structure(program, ignore).groups)
+            found = structure(program, ignore)
+            dense = cost_model(found)
+            groups, left = cuttable_groups(model, program, found.groups)
         task = Task(
             model=model,
             args=args,
@@ -144,7 +146,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             metric=found_metric,
             loss=loss,
             baseline=baseline,
-            dense_macs=count_macs(model, args),
+            dense_macs=dense.macs({}),
+            dense_params=dense.params({}),
+            budget=budget,
             ignore=(*ignore, *_names_to_ignore(program, groups, ignore)),
             criterion=criterion or Taylor(),
             sparsities=sparsities,
@@ -183,7 +187,7 @@ def _run(
         scene = set_scene(task, task.model)
     with clock.stage("scan"):
         curves = measured_curves(task, scene)
-    final = _macs_fraction(task, budget)
+    final = _least_bound(budget)
     with clock.stage("cross-validation"):
         grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
         picture, choice = threshold(task, scene, curves, budgets=grid, k=folds, tolerance=tolerance)
@@ -221,18 +225,15 @@ def _targets(schedule: Schedule, final: float) -> list[float]:
     return [1 - (1 - final) * schedule(number) for number in range(schedule.rounds)]
 
 
-def _macs_fraction(task: Task, budget: Budget | None) -> float | None:
-    if budget is None:
-        return None
-    if budget.macs is None:
-        raise ArgumentError("Budget(params=...) alone is not supported yet; pass Budget(macs=fraction)")
-    return budget.macs
+def _least_bound(budget: Budget | None) -> float | None:
+    """The budget as a share of the dense cost (see `Task.share`); None under a tolerance."""
+    return None if budget is None else min(b for b in (budget.macs, budget.params) if b is not None)
 
 
 def _control(task: Task, name: str, search: Search) -> Search:
     """A naive rule at the same multiply-adds, round by round, with the same repair and retraining."""
     criterion: Criterion = Random(task.seed) if name == "random" else Magnitude()
-    same = [r.macs for r in search.rounds if r.number in search.kept]
+    same = [r.share for r in search.rounds if r.number in search.kept]
     return descend(replace(task, criterion=criterion), same, allocator=uniformly, first=None, name=f"controls/{name}")
 
 
@@ -274,6 +275,8 @@ def _check_arguments(
         raise ArgumentError(f"pass exactly one of tolerance and budget; got tolerance={tolerance}, budget={budget}")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
+    if budget is not None and budget.macs is None and budget.params is None:
+        raise ArgumentError("the budget bounds nothing; pass Budget(macs=0.5), Budget(params=0.5) or both")
     for name, value in (("macs", getattr(budget, "macs", None)), ("params", getattr(budget, "params", None))):
         if value is not None and not 0 < value <= 1:
             raise ArgumentError(f"Budget({name}={value}) must lie in (0, 1]: a fraction of the dense model's cost")

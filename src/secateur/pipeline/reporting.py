@@ -206,14 +206,14 @@ def _widths(story: Story) -> list[WidthRow]:
 
 def _thresholds(story: Story) -> ThresholdData:
     picture, choice = story.picture, story.choice
-    fraction = story.budget.macs if story.budget is not None else None
+    bounds = [] if story.budget is None else [b for b in (story.budget.macs, story.budget.params) if b is not None]
     reason = choice.reason if choice is not None else "the budget was given"
     return ThresholdData(
         budgets=list(picture.budgets),
         damage=[finite(v) for v in picture.mean],
         standard_error=[finite(v) for v in picture.standard_error],
         predicted=[finite(v) for v in picture.predicted],
-        chosen=choice.budget if choice is not None else fraction,
+        chosen=choice.budget if choice is not None else min(bounds),
         tolerance=story.tolerance,
         reason=reason,
     )

@@ -1,6 +1,6 @@
 """One round: score, allocate, cut, repair, retrain, and compare with the fixed baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ class Scene:
         program: traced from it.
         groups: what may be cut.
         cost: what it would cost at other widths.
+        share: widths -> what is left of the dense cost.
         probe: measures damage against the fixed baseline.
     """
 
@@ -43,6 +44,7 @@ class Scene:
     program: Program
     groups: tuple[Group, ...]
     cost: CostModel
+    share: Callable[[Mapping[str, int]], float]
     probe: Probe
 
 
@@ -52,8 +54,9 @@ class Round:
 
     Attributes:
         number: counted from 1.
-        target: fraction of the dense multiply-adds that was aimed at.
-        macs: fraction that was reached.
+        target: share of the dense cost that was aimed at.
+        macs: share of the dense multiply-adds that is left.
+        share: share of the dense cost that is left, by the budget's own costs.
         model: the result.
         plan: from the dense model to this one.
         rewrites: attributes that this round's cut changed.
@@ -65,6 +68,7 @@ class Round:
     number: int
     target: float
     macs: float
+    share: float
     model: nn.Module
     plan: Plan
     rewrites: tuple[Rewrite, ...]
@@ -79,9 +83,9 @@ class Round:
 
 
 class Allocator(Protocol):
-    """Chooses the width of every group so that the cost is at most `macs`."""
+    """Chooses the width of every group so that at most `target` of the dense cost is left."""
 
-    def __call__(self, scene: Scene, macs: float) -> Mapping[str, int]:
+    def __call__(self, scene: Scene, target: float) -> Mapping[str, int]:
         """Group name -> units kept in a row."""
 
 
@@ -102,7 +106,8 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
         loss=resolve_loss(task.loss),
         baseline=task.baseline,
     )
-    return Scene(model, program, groups, cost_model(found), prober)
+    cost = cost_model(found)
+    return Scene(model, program, groups, cost, lambda widths: task.share(cost, widths), prober)
 
 
 def measured_curves(task: Task, scene: Scene) -> Curves:
@@ -117,23 +122,23 @@ class ByCurves:
     task: Task
     known: Curves | None = None
 
-    def __call__(self, scene: Scene, macs: float) -> Mapping[str, int]:
+    def __call__(self, scene: Scene, target: float) -> Mapping[str, int]:
         """Group name -> units kept in a row."""
         curves = self.known or measured_curves(self.task, scene)
-        found = allocate(curves, macs, scene.cost.macs)
+        found = allocate(curves, target, scene.share)
         if found.status is Status.INFEASIBLE:
             raise BudgetError(
-                f"no allocation reaches {macs / self.task.dense_macs:.1%} of the multiply-adds; the least that the "
-                f"scanned sparsities allow is {found.cost / self.task.dense_macs:.1%}: raise the budget, scan "
+                f"no allocation reaches {target:.1%} of the dense cost; the least that the "
+                f"scanned sparsities allow is {found.cost:.1%}: raise the budget, scan "
                 "higher sparsities, or ignore fewer modules"
             )
         return found.widths
 
 
-def uniformly(scene: Scene, macs: float) -> Mapping[str, int]:
+def uniformly(scene: Scene, target: float) -> Mapping[str, int]:
     """The same fraction of every group."""
     full = {group.name: group.width for group in scene.groups}
-    return uniform_allocation(full, macs, scene.cost.macs)
+    return uniform_allocation(full, target, scene.share)
 
 
 def run_round(
@@ -146,10 +151,10 @@ def run_round(
     before: Plan,
     directory: Path | None,
 ) -> Round:
-    """Bring the scene's model to `target` times the dense multiply-adds; resumes from `directory`."""
+    """Bring the scene's model to `target` times the dense cost; resumes from `directory`."""
     if directory is not None and (directory / "manifest.json").exists():
         return _load(task, directory, number)
-    widths = allocator(scene, target * task.dense_macs)
+    widths = allocator(scene, target)
     step = plan_widths(scene.groups, scene.probe.scores, widths)
     done = cut_model(scene.model, step, program=scene.program)
     small = done.model
@@ -172,7 +177,8 @@ def run_round(
     result = Round(
         number=number,
         target=target,
-        macs=scene.cost.macs(widths) / task.dense_macs,
+        macs=scene.cost.macs(widths) / max(task.dense_macs, 1),
+        share=scene.share(widths),
         model=small,
         plan=before.then(step),
         rewrites=done.rewrites,
@@ -211,6 +217,7 @@ def _save(task: Task, result: Round, directory: Path) -> None:
     record: dict[str, Any] = {
         "target": result.target,
         "macs": result.macs,
+        "share": result.share,
         "rewrites": [asdict(r) for r in result.rewrites],
         "damage": [
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
@@ -230,6 +237,7 @@ def _load(task: Task, directory: Path, number: int) -> Round:
         number=number,
         target=record["target"],
         macs=record["macs"],
+        share=record["share"],
         model=load_model(task.factory, directory).eval(),
         plan=Plan.from_json(manifest["plan"]),
         rewrites=tuple(_rewrite(r) for r in record["rewrites"]),

@@ -49,7 +49,7 @@ def threshold(
         found = cross_validate(
             curves,
             budgets=budgets,
-            cost=scene.cost.macs,
+            cost=scene.share,
             joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
             folds=parts,
             progress=lambda done, of: advance(1),
@@ -60,7 +60,7 @@ def threshold(
 def reachable_grid(scene: Scene, curves: Curves, least: float = 0.0) -> tuple[float, ...]:
     """Budgets of the grid, as fractions of the dense cost, that some allocation of the curves meets."""
     narrowest = {name: curve.widths[-1] for name, curve in curves.items()}
-    floor = max(scene.cost.macs(narrowest) / scene.cost.macs({}), least)
+    floor = max(scene.share(narrowest), least)
     return tuple(b for b in GRID if b >= floor)
 
 
@@ -110,7 +110,7 @@ def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, f
         if result.damage.is_within(tolerance):
             kept.append(number)
             reasons[number] = "damage plus one standard error is within the tolerance"
-            model, plan, reached = result.model, result.plan, result.macs
+            model, plan, reached = result.model, result.plan, result.share
             queue = [t for t in queue if t < reached]
         else:
             reasons[number] = "rolled back: damage plus one standard error breaks the tolerance"

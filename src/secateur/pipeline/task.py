@@ -1,7 +1,7 @@
 """What a run is about: the model, the data, what is measured, and what never changes meanwhile."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from torch import nn
 
 from secateur.criteria.criterion import Criterion
 from secateur.data import Batches
+from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
 from secateur.progress import Progress
 from secateur.sensitivity.scan import PointStore
 from secateur.training.loop import Retraining
-from secateur.types import Evaluation, Floats
+from secateur.types import Budget, Evaluation, Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class Task:
         loss: as the user gave it.
         baseline: the dense model on the validation data: the fixed point of every comparison.
         dense_macs: multiply-adds of the dense model.
+        dense_params: parameters of the dense model.
+        budget: which costs are bounded; None under a tolerance, where the multiply-adds go down.
         ignore: names whose units must stay, the groups that cannot be cut included.
         criterion: scores the units.
         sparsities: levels of the scan.
@@ -51,6 +54,8 @@ class Task:
     loss: Any
     baseline: Evaluation
     dense_macs: int
+    dense_params: int
+    budget: Budget | None
     ignore: Sequence[str]
     criterion: Criterion
     sparsities: Sequence[float]
@@ -60,6 +65,19 @@ class Task:
     run_dir: Path | None
     store: PointStore | None
     progress: Progress
+
+    def share(self, cost: CostModel, widths: Mapping[str, int]) -> float:
+        """What is left of the dense cost at `widths`: a fraction that a budget is compared with.
+
+        With two bounds it is the worse of the two, scaled so that both hold when it is at most the
+        smaller bound.
+        """
+        macs = cost.macs(widths) / max(self.dense_macs, 1)
+        params = cost.params(widths) / max(self.dense_params, 1)
+        bounds = self.budget or Budget(macs=1.0)
+        both = [(macs, bounds.macs), (params, bounds.params)]
+        least = min(bound for _, bound in both if bound is not None)
+        return max(left * least / bound for left, bound in both if bound is not None)
 
     def factory(self) -> nn.Module:
         """A fresh module of the dense architecture."""

@@ -1,0 +1,195 @@
+"""The commands as a script sees them: exit codes, messages, streams."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from secateur import errors
+from secateur.cli import main
+from secateur.cli.inspect import curve_table
+from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
+from secateur.report.tables import to_text
+from secateur.types import Curve
+from secateur.zoo.digits import digits_cnn
+
+COMMANDS = ("demo", "inspect", "scan", "prune", "report")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_file(digits_cnn(4).state_dict(), tmp_path / "w.safetensors")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {ref: digits-cnn, weights: w.safetensors, arguments: {channels: 4}, example_batch: 2}\n"
+        "data: {kind: digits, validation: {stop: 40}}\ntolerance: 0.02\nsparsities: [0.5]\ncalibration_samples: 8\n"
+    )
+    return path
+
+
+def code(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main.run([str(a) for a in arguments])
+    return int(stopped.value.code or 0)
+
+
+def test_help_teaches_every_command() -> None:
+    top = CliRunner().invoke(main.app, ["--help"])
+    assert top.exit_code == 0 and all(name in top.output for name in COMMANDS)
+    for name in COMMANDS:
+        shown = CliRunner().invoke(main.app, [name, "--help"])
+        assert shown.exit_code == 0 and "Exit codes" in shown.output
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys\nfrom secateur.cli.main import run\n"
+        "try:\n    run(['--help'])\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert min(times) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (errors.RecipeError("m"), 2),
+        (errors.ArgumentError("m"), 2),
+        (errors.MissingExtraError("m"), 2),
+        (errors.DataError("m"), 3),
+        (errors.MetricError("m"), 3),
+        (errors.TraceError("m"), 4),
+        (errors.SurgeryError("m"), 4),
+        (errors.BudgetError("m"), 5),
+        (errors.StoreError("m"), 6),
+        (OSError(28, "No space left on device"), 6),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("m"), 1),
+    ],
+)
+def test_exit_code_of_each_error(monkeypatch, capsys, recipe: Path, error: BaseException, expected: int) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "_load", fail)
+    assert code("inspect", recipe) == expected
+    seen = capsys.readouterr()
+    assert seen.out == "" and seen.err.startswith("error: ") and seen.err.count("\n") == 1
+
+
+def test_a_traceback_only_when_asked_for(capsys, tmp_path: Path) -> None:
+    for place in (0, 1, 2):
+        words = ["inspect", str(tmp_path / "none.yaml")]
+        words.insert(place, "--traceback")
+        assert code(*words) == 2
+        seen = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in seen and "error: cannot read the recipe" in seen
+    assert code("inspect", tmp_path / "none.yaml") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_wrong_usage_is_two(capsys, recipe: Path, tmp_path: Path) -> None:
+    for words in (["nonsense"], ["prune", recipe], ["inspect"], ["scan", recipe, "--threads", "-1"], ["--nonsense"]):
+        assert code(*words) == 2
+        assert "error: " in capsys.readouterr().err
+    assert code("inspect", recipe, "--set", "data.train.start=[") == 2
+    assert code("inspect", recipe, "--set", "data.test.stop=5000") == 3
+
+
+def test_a_report_that_is_none_is_a_storage_error(capsys, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes(b"\xd0\xff nonsense")
+    assert code("report", tmp_path) == 6
+    assert "is not a report of this release" in capsys.readouterr().err
+    assert code("report", tmp_path / "none") == 6
+
+
+def test_inspect_and_scan_print_to_stdout_in_80_columns(capsys, recipe: Path, tmp_path: Path) -> None:
+    assert code("inspect", recipe) == 0
+    seen = capsys.readouterr()
+    assert "blocks.1.conv1" in seen.out and "what is fixed, and why" in seen.out and "MACs" in seen.out
+    assert code("scan", recipe, "--out", tmp_path / "run") == 0
+    scanned = capsys.readouterr().out
+    assert "blocks.1.conv1" in scanned and (tmp_path / "run/curves.sqlite").exists()
+    assert max(map(len, (seen.out + scanned).splitlines())) <= 80
+    (tmp_path / "file").touch()
+    assert code("scan", recipe, "--out", tmp_path / "file/run") == 6
+
+
+def test_names_are_not_taken_for_markup() -> None:
+    zeros = np.zeros((2, 3))
+    table = curve_table([Curve("[/b][red]x", (2, 1), (0.0, 0.5), zeros, zeros)], "[/loss]")
+    assert "[/b][red]x" in to_text(table) and "[/loss] lost" in to_text(table)
+
+
+def test_a_module_named_on_the_command_line_is_imported(capsys, recipe: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "named_on_line.py").write_text("from secateur.zoo.digits import digits_cnn as build\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert code("inspect", recipe, "--set", "model.ref=named_on_line:build") == 0
+    text = recipe.read_text().replace("ref: digits-cnn", "ref: 'named_on_line:build'")
+    recipe.write_text(text)
+    assert code("inspect", recipe) == 2
+    assert "pass --allow-import named_on_line" in capsys.readouterr().err
+    assert code("inspect", recipe, "--allow-import", "named_on_line") == 0
+
+
+def test_ctrl_c_stops_cleanly(tmp_path: Path, recipe: Path) -> None:
+    # The user's module reports that it runs, and waits to be interrupted.
+    (tmp_path / "slow_module.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    # A shell starts background jobs with SIGINT ignored; this child always hears it.
+    script = (
+        "import signal, sys; from secateur.cli.main import run; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); run(sys.argv[1:])"
+    )
+    words = [
+        "inspect",
+        str(recipe),
+        "--set",
+        "data={kind: python, ref: 'slow_module:f'}",
+        "--allow-import",
+        "slow_module",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert shown == "error: stopped; run the same command again to resume\n"
+
+
+def test_plain_lines_are_seconds_apart_over_all_stages(capsys, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = PlainProgress()
+    for name in ("one", "two", "three", "four"):
+        with progress.stage(name, 2) as advance:
+            now[0] += 2.0
+            advance()
+            advance(note="x")
+    assert capsys.readouterr().err == "three: 1 of 2\n"
+
+
+def test_no_bars_where_there_is_no_terminal() -> None:
+    assert isinstance(make_progress(), PlainProgress)
+    with TerminalProgress().stage("scan", 3) as advance:
+        advance(2, "conv1")
