@@ -196,3 +196,53 @@ def test_progress_is_plain_lines_when_not_a_terminal(capsys: pytest.CaptureFixtu
         advance(1, "conv1")
         advance(1)
     assert capsys.readouterr().err == "scan: 2 of 3 conv1\n"
+
+
+def test_ctrl_c_is_a_clean_end_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.cli.recipe.load_recipe", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(["prune", str(tmp_path / "r.yaml"), "--out", str(tmp_path)])
+    assert stopped.value.code == 130
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+def test_prune_scan_inspect_and_report_on_the_bundled_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    from secateur.zoo.digits import digits_cnn
+
+    torch.manual_seed(0)
+    save_file(digits_cnn(8).state_dict(), tmp_path / "w.safetensors")
+    recipe = written(
+        tmp_path,
+        "model: {ref: digits-cnn, weights: w.safetensors, arguments: {channels: 8}, example_batch: 4}\n"
+        "data: {kind: digits, batch_size: 200, train: {stop: 64}, validation: {stop: 120}, test: {stop: 120}}\n"
+        "budget: {macs: 0.5}\nsparsities: [0.5, 0.8]\nfolds: 2\ncontrols: [random]\ncalibration_samples: 32\n",
+    )
+
+    def printed(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run([*arguments])
+        text = capsys.readouterr()
+        assert stopped.value.code == 0, text.err
+        assert max(map(len, text.out.splitlines())) <= 80 or "/" in max(text.out.splitlines(), key=len)
+        return text.out
+
+    assert "blocks.0.conv1" in printed("inspect", str(recipe))
+    assert "accuracy lost" in printed("scan", str(recipe), "--out", str(tmp_path / "scan"))
+    out = str(tmp_path / "run")
+    first = printed("prune", str(recipe), "--out", out)
+    assert "MACs" in first and (tmp_path / "run" / "pruned" / "manifest.json").exists()
+    # Run again, it resumes and says the same (timings aside).
+    again = printed("prune", str(recipe), "--out", out)
+    assert [line for line in again.splitlines() if "validation" in line] == [
+        line for line in first.splitlines() if "validation" in line
+    ]
+    assert "MACs" in printed("report", out)

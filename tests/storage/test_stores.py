@@ -80,3 +80,13 @@ def test_a_damaged_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"), open_run(tmp_path, {}):
         pass
+
+
+def test_a_full_disk_loses_no_point(tmp_path: Path) -> None:
+    with CurveStore.open(tmp_path / "c.sqlite") as store:
+        store.put("first", {"damage": np.ones(8)}, "a point")
+        pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
+        store.connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match=r"cannot keep the point 'second'.*points kept before are safe"):
+            store.put("second", {"damage": np.ones(100_000)}, "second")
+        assert store.get("first") is not None and store.get("second") is None
