@@ -171,7 +171,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: a YAML file of at most one megabyte. Paths in it are relative to it.
+        path: a YAML file of at most one megabyte. Paths in it are relative to it, those in overrides to the working directory.
         overrides: `key.key=value` pairs that replace or add entries; values are YAML.
 
     Raises:
@@ -192,6 +192,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return placed
 
 
+PATH_KEYS = ("file", "weights")
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
@@ -201,7 +204,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw.setdefault(parent, {})
         if not isinstance(raw, dict):
             raise RecipeError(f"--set {override!r}: {parent!r} holds a {type(raw).__name__}, not a mapping")
-    raw[leaf] = parse_yaml(value, f"--set {key}: the value")
+    parsed = parse_yaml(value, f"--set {key}: the value")
+    # A path typed in a shell is meant from where the shell is, not from where the recipe lies.
+    raw[leaf] = str(Path(parsed).absolute()) if leaf in PATH_KEYS and isinstance(parsed, str) else parsed
 
 
 def _with_paths(recipe: Recipe, base: Path) -> Recipe:

@@ -209,7 +209,7 @@ def _retrained(task: Task, small: nn.Module, number: int, directory: Path | None
             seed=task.seed + number,
             teacher=task.model if task.retrain.distill > 0 else None,
             checkpoint=None if directory is None else directory / "training",
-            progress=lambda step, total, value: advance(1, f"step {step} of {total}, loss {value:.3f}"),
+            progress=lambda step, total, value: advance(1, f"of {total}, loss {value:.3f}"),
         )
 
 
