@@ -97,7 +97,7 @@ def test_test_rows_are_read_by_nothing_else(tmp_path: Path, validation: str, tes
     with pytest.raises(RecipeError, match=r"data.validation and data.test share rows"):
         loaded(tmp_path, text)
     with pytest.raises(RecipeError, match=r"data.train and data.test share rows"):
-        loaded(tmp_path, text, "data.train.file=../" + tmp_path.name + "/b.parquet")
+        loaded(tmp_path, text, f"data.train.file={tmp_path}/../{tmp_path.name}/b.parquet")
 
 
 def test_yaml_is_neither_guessed_nor_trusted() -> None:

@@ -171,7 +171,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: a YAML file of at most one megabyte. Paths in it are relative to it, those in overrides to the working directory.
+        path: a YAML file of at most one megabyte. Its paths are relative to it; those in overrides, to the
+            working directory.
         overrides: `key.key=value` pairs that replace or add entries; values are YAML.
 
     Raises:
