@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from secateur.allocation.knapsack import allocate, monotone_damage, multiple_choice_knapsack, uniform_allocation
+from secateur.allocation.knapsack import (
+    _fill,
+    _row,
+    allocate,
+    monotone_damage,
+    multiple_choice_knapsack,
+    uniform_allocation,
+)
 from secateur.errors import ArgumentError, BudgetError
 from secateur.types import Curve, Status
 
@@ -63,6 +70,8 @@ def test_coupled_costs_stay_within_the_budget_and_near_the_optimum(losses: list[
     assert cost(found.widths) <= budget and found.cost == cost(found.widths)
     best = min(sum(monotone_damage(curves[n])[k] for n, k in o.items()) for o in fits)
     assert found.damage <= 1.5 * best + 1e-9
+    for name, level in found.levels.items():
+        assert level == 0 or cost({**found.widths, name: curves[name].widths[level - 1]}) > budget
 
 
 def test_a_free_budget_removes_nothing() -> None:
@@ -163,3 +172,16 @@ def test_costs_in_steps_are_allocated_as_well_as_straight_ones() -> None:
         if fits:
             best = min(sum(monotone_damage(curves[n])[k] for n, k in o.items()) for o in fits)
             assert allocate(curves, budget, cost).damage <= 1.01 * best + 1e-9
+
+
+def test_filling_up_asks_the_true_cost_where_the_extrapolated_one_is_too_low() -> None:
+    curves = {"a": curve("a", [0, 5, 6], [8, 4, 2])}
+    damages = {"a": np.array([0.0, 5.0, 6.0])}
+    for budget, level in ((60, 2), (64, 1), (200, 1), (512, 0)):
+        assert _fill(curves, damages, budget, lambda w: float(w["a"] ** 3), {"a": 2}) == {"a": level}
+
+
+def test_the_cost_of_each_level_is_exact_for_bent_costs_too() -> None:
+    one = curve("a", [0, 1, 2, 3, 4], [32, 28, 16, 12, 8])
+    for cost in (lambda w: 3.0 * w["a"] + 1, lambda w: float(w["a"] ** 2), lambda w: float(8 * -(-w["a"] // 8))):
+        assert _row(cost, {"a": 16}, one).tolist() == [cost({"a": width}) for width in one.widths]

@@ -162,7 +162,12 @@ def test_folds_and_joint_damages_that_do_not_fit_are_refused() -> None:
     curves = noisy_curves(40, 1)
     parts = folds(40, 4, np.random.default_rng(0))
     fine = {"curves": curves, "budgets": [0.9], "cost": cost, "joint": lambda w, s: np.zeros(len(s)), "folds": parts}
-    for wrong in ({"folds": parts[:3]}, {"folds": [parts[0], *parts]}, {"folds": [np.arange(40)]}):
+    for wrong in (
+        {"folds": parts[:3]},
+        {"folds": [parts[0], *parts]},
+        {"folds": [parts[0], parts[0], *parts[2:]]},
+        {"folds": [np.arange(40)]},
+    ):
         with pytest.raises(ArgumentError, match="once"):
             cross_validate(**{**fine, **wrong})
     with pytest.raises(ArgumentError, match="fractions of the dense cost"):

@@ -224,19 +224,19 @@ def _separable(curves: Curves, cost: CostFunction, levels: Levels) -> tuple[list
 def _row(cost: CostFunction, widths: Mapping[str, int], curve: Curve) -> Floats:
     """Cost of each level of one group while the others stay.
 
-    Most costs are straight lines in one width, so when the middle lies on the line between the ends the
-    rest is not asked for: a call may be slow, and the true cost decides in the end.
+    Most costs are straight lines in one width, so when two widths within lie on the line between the ends
+    the rest is not asked for: a call may be slow, and the true cost decides in the end.
     """
 
     def at(width: int) -> float:
         return cost({**widths, curve.group: width})
 
+    every = np.array(curve.widths)
     wide, narrow = curve.widths[0], curve.widths[-1]
-    middle = curve.widths[len(curve.widths) // 2]
-    if len(curve.widths) > 3:
-        slope = (at(wide) - at(narrow)) / (wide - narrow)
-        if math.isclose(at(middle), at(narrow) + slope * (middle - narrow), rel_tol=1e-9):
-            return np.asarray(at(narrow) + slope * (np.array(curve.widths) - narrow))
+    if len(every) > 4:
+        line = at(narrow) + (at(wide) - at(narrow)) / (wide - narrow) * (every - narrow)
+        if all(math.isclose(at(curve.widths[k]), line[k], rel_tol=1e-9) for k in (1, len(every) // 2)):
+            return np.asarray(line)
     return np.array([at(width) for width in curve.widths], dtype=np.float64)
 
 
