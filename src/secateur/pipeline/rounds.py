@@ -138,7 +138,8 @@ class ByCurves:
 def uniformly(scene: Scene, target: float) -> Mapping[str, int]:
     """The same fraction of every group."""
     full = {group.name: group.width for group in scene.groups}
-    return uniform_allocation(full, target, scene.share)
+    multiples = {group.name: group.multiple_of for group in scene.groups}
+    return uniform_allocation(full, target, scene.share, multiple_of=multiples)
 
 
 def run_round(

@@ -78,12 +78,14 @@ def error_text(value: float | None, share: bool) -> str:
 
 
 def amount_text(value: float, share: bool) -> str:
-    """A damage in a sentence.
+    """A damage in a sentence, rounded up: a bound must not claim more than was tested.
 
-    >>> amount_text(0.0081, True), amount_text(0.0081, False)
-    ('0.81 points', '0.0081')
+    >>> amount_text(0.0081, True), amount_text(0.00612, True), amount_text(0.00812, False)
+    ('0.81 points', '0.62 points', '0.0082')
     """
-    return f"{100 * value:.2f} points" if share else f"{value:.3g}"
+    # The guard against rounding noise: 100 * 0.0081 is 0.8099999999999999.
+    steps = math.ceil(round(1e4 * value, 6))
+    return f"{steps / 100:.2f} points" if share else f"{steps / 1e4:g}"
 
 
 def p_text(value: float | None) -> str:
