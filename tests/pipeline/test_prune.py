@@ -121,6 +121,29 @@ def test_budgets_on_parameters_and_on_several_costs(net: Net, budget: sc.Budget)
     assert after.params > 0.5 * budget.params * before.params, "no more is removed than the budget asks"
 
 
+def test_models_that_take_and_give_mappings() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.up, self.down = nn.Embedding(9, 12), nn.Linear(12, 24), nn.Linear(24, 2)
+
+        def forward(self, tokens: Tensor, weights: Tensor) -> dict[str, Tensor]:
+            mixed = (self.table(tokens) * weights.unsqueeze(-1)).sum(1)
+            return {"logits": self.down(torch.relu(self.up(mixed)))}
+
+    torch.manual_seed(0)
+    model = Mapped()
+    tokens, weights = torch.randint(9, (60, 5)), torch.rand(60, 5)
+    labels = model(tokens=tokens, weights=weights)["logits"].argmax(1).detach()
+    data = [{"tokens": tokens, "weights": weights, "labels": labels}]
+    inputs = {"tokens": tokens[:4], "weights": weights[:4]}
+    result = sc.prune(
+        model, (), kwargs=inputs, train=data, validation=data, budget=sc.Budget(macs=0.6), controls=(), **QUICK
+    )
+    assert result.model(**inputs)["logits"].shape == (4, 2)
+    assert result.model.up.out_features < 24
+
+
 def test_without_test_data_nothing_is_certified(net: Net) -> None:
     data = {k: v for k, v in DATA.items() if k != "test"}
     result = sc.prune(net, ARGS, **data, budget=sc.Budget(macs=0.6), controls=(), **QUICK)

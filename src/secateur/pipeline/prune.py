@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     args: tuple[Any, ...],
     *,
     validation: Any,
+    kwargs: Mapping[str, Any] | None = None,
     train: Any = None,
     test: Any = None,
     calibration: Any = None,
@@ -77,6 +78,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     Args:
         model: a trained module; it is not changed.
         args: example inputs, batch dimension first.
+        kwargs: example inputs by keyword, for models whose batches are mappings.
         validation: batches that choose: curves, folds, acceptance of rounds.
         train: batches to retrain on, and to calibrate on unless `calibration` is given.
         test: batches for the certificate, read after all choices are made; None = no certificate.
@@ -126,7 +128,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         run = stack.enter_context(open_run(Path(run_dir), settings)) if run_dir is not None else None
         store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite")) if run_dir is not None else None
         with clock.stage("baseline"):
-            program = trace(model, args)
+            program = trace(model, args, kwargs)
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
             check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
@@ -136,6 +138,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         task = Task(
             model=model,
             args=args,
+            kwargs=dict(kwargs or {}),
             train=None if train is None else as_batches(train, "train", batch_fn),
             calibration=first_samples(
                 as_batches(calibration if calibration is not None else train, "calibration", batch_fn),

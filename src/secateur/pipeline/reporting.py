@@ -99,9 +99,14 @@ def own_version() -> str:
 
 def cost_rows(task: Task, small: nn.Module) -> list[CostRow]:
     """Counted and timed, before and after."""
-    before, after = time_models([task.model, small], task.args)
+    before, after = time_models([task.model, small], task.args, task.kwargs)
     return [
-        CostRow(name="MACs", unit="", before=count_macs(task.model, task.args), after=count_macs(small, task.args)),
+        CostRow(
+            name="MACs",
+            unit="",
+            before=count_macs(task.model, task.args, task.kwargs),
+            after=count_macs(small, task.args, task.kwargs),
+        ),
         CostRow(name="parameters", unit="", before=count_params(task.model), after=count_params(small)),
         CostRow(name="file size", unit="B", before=file_bytes(task.model), after=file_bytes(small)),
         CostRow(

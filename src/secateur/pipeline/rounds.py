@@ -91,7 +91,7 @@ class Allocator(Protocol):
 
 def set_scene(task: Task, model: nn.Module) -> Scene:
     """Trace, find groups, score them, and make ready to measure."""
-    program = trace(model, task.args)
+    program = trace(model, task.args, task.kwargs)
     found = structure(program, task.ignore)
     groups = tuple(group for group in found.groups if group.exact and group.width > 1)
     statistics = collect(

@@ -25,6 +25,7 @@ class Task:
     Attributes:
         model: the dense model; never changed.
         args: example inputs.
+        kwargs: example inputs by keyword.
         train: batches to retrain on; None if nothing is retrained.
         calibration: batches for scores and repair.
         validation: batches that choose.
@@ -47,6 +48,7 @@ class Task:
 
     model: nn.Module
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
     train: Batches | None
     calibration: Batches
     validation: Batches
