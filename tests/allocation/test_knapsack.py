@@ -108,6 +108,7 @@ def test_uniform_takes_the_largest_density_that_fits() -> None:
 def test_uniform_keeps_multiples() -> None:
     found = uniform_allocation({"a": 32}, 20, lambda w: w["a"], multiple_of={"a": 8})
     assert found == {"a": 16}
+    assert uniform_allocation({"a": 8, "b": 8}, 5, lambda w: sum(w.values()), minimum={"a": 3}) == {"a": 3, "b": 2}
 
 
 @settings(max_examples=100, deadline=None)

@@ -105,22 +105,30 @@ def multiple_choice_knapsack(
 
 
 def uniform_allocation(
-    full: Mapping[str, int], budget: float, cost: CostFunction, *, multiple_of: Mapping[str, int] | None = None
+    full: Mapping[str, int],
+    budget: float,
+    cost: CostFunction,
+    *,
+    multiple_of: Mapping[str, int] | None = None,
+    minimum: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """The same density for every group, as nearly as whole units allow: the largest that fits `budget`.
 
     What rounding down leaves of the budget is spent on one more unit (or multiple) for a group at a time.
 
     Raises:
-        BudgetError: not even one unit (or one multiple) in each group fits.
+        BudgetError: not even the least width of each group (one unit, one multiple, its minimum) fits.
 
     >>> uniform_allocation({"a": 10, "b": 10}, 9, lambda w: w["a"] + w["b"])
     {'a': 5, 'b': 4}
     """
-    multiples = multiple_of or {}
+    multiples, least = multiple_of or {}, minimum or {}
 
     def at(density: float) -> dict[str, int]:
-        return {name: _width(size, density, multiples.get(name, 1)) for name, size in full.items()}
+        return {
+            name: min(size, max(least.get(name, 1), _width(size, density, multiples.get(name, 1))))
+            for name, size in full.items()
+        }
 
     if cost(at(0.0)) > budget:
         raise BudgetError(f"one unit in each group costs {cost(at(0.0)):g}, the budget is {budget:g}: raise it")

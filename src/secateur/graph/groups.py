@@ -149,6 +149,7 @@ def _group(typing: Typing, family: tuple[int, ...], slices: dict[int, list[Slice
         rows=len(family),
         exact=not notes,
         note="; ".join(dict.fromkeys(notes)),
+        minimum=2 if _nesting(typing, own, family) else 1,
     )
 
 
@@ -183,11 +184,16 @@ def _granularity(typing: Typing, slices: list[Slice], family: tuple[int, ...]) -
     if any(s.parameter.rpartition(".")[2].startswith("weight_hh") for s in slices):
         return "hidden"
     is_conv = max(len(typing.state[s.parameter]) for s in slices) >= 3
-    for s in slices:
-        place = _place(typing.unifier.resolve(typing.state[s.parameter][s.dim]), family)
-        if place:
-            return {"outer": "channel_group", "inner": "channel"}[place] if is_conv else PLACES[place]
+    place = _nesting(typing, slices, family)
+    if place:
+        return {"outer": "channel_group", "inner": "channel"}[place] if is_conv else PLACES[place]
     return "channel" if is_conv else "neuron"
+
+
+def _nesting(typing: Typing, slices: list[Slice], family: tuple[int, ...]) -> str | None:
+    """Say "outer" or "inner" for an axis that lies in a product with other axes."""
+    dims = (typing.unifier.resolve(typing.state[s.parameter][s.dim]) for s in slices)
+    return next((place for dim in dims if (place := _place(dim, family))), None)
 
 
 def _place(dim: DimType, family: tuple[int, ...]) -> str | None:
@@ -202,12 +208,18 @@ def _place(dim: DimType, family: tuple[int, ...]) -> str | None:
 
 
 def _named(groups: list[Group]) -> list[Group]:
-    """Unique names: the granularity is added where a module makes several kinds of units."""
+    """Unique names: the granularity is added where a module makes several kinds of units.
+
+    Such groups, and all that lie in a product of axes, keep two units at least: an axis of one position
+    vanishes from the types, and its siblings would have other names in the cut model than in the plan.
+    """
     counts: dict[str, int] = defaultdict(int)
     for group in groups:
         counts[group.name] += 1
     names = [g.name if counts[g.name] == 1 else f"{g.name}:{g.granularity}" for g in groups]
-    return [replace(g, name=name) for g, name in zip(groups, _numbered(names), strict=True)]
+    least = [max(g.minimum, 1 if counts[g.name] == 1 else 2) for g in groups]
+    numbered = zip(groups, _numbered(names), least, strict=True)
+    return [replace(g, name=name, minimum=minimum) for g, name, minimum in numbered]
 
 
 def _numbered(names: list[str]) -> Iterator[str]:

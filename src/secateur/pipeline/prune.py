@@ -152,7 +152,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             dense_macs=dense.macs({}),
             dense_params=dense.params({}),
             budget=budget,
-            ignore=(*ignore, *_names_to_ignore(program, groups, ignore)),
+            ignore=tuple(ignore),
+            cuttable=frozenset(group.name for group in groups),
             criterion=criterion or Taylor(),
             sparsities=sparsities,
             repair=repair,
@@ -272,12 +273,6 @@ def _certify(
     found = certified(0.01)
     is_informative = 0 < found.bound < (1.0 if found.lost is not None or task.metric.bounds else float("inf"))
     return certified(found.bound) if is_informative else found
-
-
-def _names_to_ignore(program: Any, groups: Sequence[Any], ignore: Sequence[str]) -> list[str]:
-    """One parameter of every group that cannot be cut; fixing it fixes the group."""
-    kept = {group.name for group in groups}
-    return [g.slices[0].parameter for g in structure(program, ignore).groups if g.name not in kept and g.exact]
 
 
 def _check_arguments(

@@ -93,7 +93,7 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
     """Trace, find groups, score them, and make ready to measure."""
     program = trace(model, task.args, task.kwargs)
     found = structure(program, task.ignore)
-    groups = tuple(group for group in found.groups if group.exact and group.width > 1)
+    groups = tuple(group for group in found.groups if group.name in task.cuttable)
     statistics = collect(
         model, groups, task.calibration, needs=task.criterion.needs, loss=task.loss, progress=task.progress
     )
@@ -139,7 +139,8 @@ def uniformly(scene: Scene, target: float) -> Mapping[str, int]:
     """The same fraction of every group."""
     full = {group.name: group.width for group in scene.groups}
     multiples = {group.name: group.multiple_of for group in scene.groups}
-    return uniform_allocation(full, target, scene.share, multiple_of=multiples)
+    least = {group.name: group.minimum for group in scene.groups}
+    return uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least)
 
 
 def run_round(

@@ -35,7 +35,8 @@ class Task:
         dense_macs: multiply-adds of the dense model.
         dense_params: parameters of the dense model.
         budget: which costs are bounded; None under a tolerance, where the multiply-adds go down.
-        ignore: names whose units must stay, the groups that cannot be cut included.
+        ignore: names whose units must stay.
+        cuttable: names of the groups that survived a trial cut.
         criterion: scores the units.
         sparsities: levels of the scan.
         repair: whether to repair after a cut.
@@ -59,6 +60,7 @@ class Task:
     dense_params: int
     budget: Budget | None
     ignore: Sequence[str]
+    cuttable: frozenset[str]
     criterion: Criterion
     sparsities: Sequence[float]
     repair: bool

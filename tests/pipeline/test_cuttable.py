@@ -1,0 +1,64 @@
+"""Trial cuts: what cannot be cut is left alone, and takes nothing else with it."""
+
+import torch
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import trace
+from secateur.pipeline.cuttable import cuttable_groups
+
+
+class Shuffled(nn.Module):
+    """Channel shuffle with a literal number of groups: whole groups cannot go, channels within can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 16, 1)
+        self.b = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.c = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        n, c, h, w = x.shape
+        x = x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(torch.relu(self.c(x)).mean((2, 3)))
+
+
+def test_a_group_that_cannot_be_cut_is_named_and_its_neighbours_stay() -> None:
+    torch.manual_seed(0)
+    model = Shuffled()
+    program = trace(model, (torch.randn(2, 1, 8, 8),))
+    sound, left = cuttable_groups(model, program, find_groups(program))
+    assert {g.name for g in sound} == {"a:channel", "b", "c"}
+    assert [note.where for note in left] == ["a:channel_group"]
+    assert "a:channel_group" not in {g.name for g in sound}
+
+
+def test_groups_keep_their_names_over_rounds() -> None:
+    """The plan of several rounds, composed, cuts the dense model to the shapes of the result."""
+    torch.manual_seed(0)
+    model = Shuffled().eval()
+    x = torch.randn(60, 1, 8, 8)
+    data = [(x, torch.randint(2, (60,)))]
+    how = sc.Retraining(epochs=1, learning_rate=1e-4)
+    result = sc.prune(
+        model, (x[:2],), train=data, validation=data, budget=sc.Budget(macs=0.15), retrain=how, rounds=3,
+        controls=("uniform-magnitude",), sparsities=(0.25, 0.5, 0.75, 0.9), folds=2,
+    )  # fmt: skip
+    assert "a:channel" in result.plan.keep
+    again = sc.cut(model, result.plan, program=sc.trace(model, (x[:2],)))
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in result.model.state_dict().items()
+    }
+
+
+def test_nested_groups_keep_two_units() -> None:
+    program = trace(Shuffled(), (torch.randn(2, 1, 8, 8),))
+    groups = find_groups(program)
+    scores = {g.name: torch.rand(g.size) for g in groups}
+    plan = sc.plan(groups, scores, sparsity=0.95)
+    assert {name: len(kept) for name, kept in plan.keep.items()} == {
+        "a:channel_group": 2, "a:channel": 2, "b": 2, "c": 1,
+    }  # fmt: skip
