@@ -88,6 +88,13 @@ class Batches:
         if empty:
             raise DataError(f"{self.name} is empty: it gave no samples; pass at least one batch")
 
+    def length(self) -> int:
+        """Number of batches in one pass: what the source says of itself, or by counting."""
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except TypeError:
+            return sum(1 for _ in self)
+
     def count(self) -> int:
         """Number of samples in one pass."""
         return sum(batch.size for batch in self)

@@ -44,7 +44,7 @@ def test_groups_keep_their_names_over_rounds() -> None:
     data = [(x, torch.randint(2, (60,)))]
     how = sc.Retraining(epochs=1, learning_rate=1e-4)
     result = sc.prune(
-        model, (x[:2],), train=data, validation=data, budget=sc.Budget(macs=0.15), retrain=how, rounds=3,
+        model, (x[:2],), train=data, validation=data, budget=sc.Budget(macs=0.3), retrain=how, rounds=3,
         controls=("uniform-magnitude",), sparsities=(0.25, 0.5, 0.75, 0.9), folds=2,
     )  # fmt: skip
     assert "a:channel" in result.plan.keep

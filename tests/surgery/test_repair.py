@@ -119,6 +119,49 @@ def test_run_order_is_that_of_execution() -> None:
     assert run_order(Backwards(), as_batches([(torch.zeros(2, 3), None)], "c")) == ["early", "late"]
 
 
+def test_a_module_called_twice_and_a_tied_weight_are_left_alone() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix = nn.Embedding(7, 6), nn.Linear(6, 6)
+            self.decoder = nn.Linear(6, 7, bias=False)
+            self.decoder.weight = self.table.weight
+
+        def forward(self, tokens):
+            return self.decoder(torch.tanh(self.mix(torch.tanh(self.mix(input=self.table(tokens))))))
+
+    torch.manual_seed(4)
+    model = Reused().double()
+    tokens = torch.randint(7, (40, 5))
+    program = trace(model, (tokens[:2],))
+    groups = find_groups(program)
+    chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
+    small = cut(model, chosen, program=program)
+    before = copy.deepcopy(small.state_dict())
+    done = repair(small, model, chosen, as_batches([(tokens, None)], "c"), program=program, groups=groups)
+    assert done.refitted == () and [n.where for n in done.notes] == ["mix"]
+    assert all(torch.equal(v, small.state_dict()[k]) for k, v in before.items())
+
+
+def test_a_layer_called_by_keyword_is_repaired() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.down(input=torch.tanh(self.up(input=x)))
+
+    torch.manual_seed(5)
+    model = Keyword().double()
+    x = torch.randn(120, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
+    before = (small(x) - model(x)).detach().square().mean()
+    done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups)
+    assert done.refitted == ("down",)
+    assert (small(x) - model(x)).detach().square().mean() < 0.5 * before
+
+
 def test_inputs_that_are_not_finite_are_refused() -> None:
     case = next(c for c in CASES if c.name == "residual")
     model = built(case)

@@ -53,10 +53,11 @@ def collect(
     data = as_batches(calibration, "calibration", batch_fn)
     squares = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
     samples = 0
+    per_sample_loss = resolve_loss(loss)
     with in_eval_mode(model), (progress or NoProgress()).stage("gradients", data.count()) as advance:
         for batch in data:
             for row in range(batch.size):
-                gradients = _gate_products(model, batch.take(torch.tensor([row])), resolve_loss(loss), samples)
+                gradients = _gate_products(model, batch.take(torch.tensor([row])), per_sample_loss, samples)
                 for group in groups:
                     squares[group.name] += sum_over_group(group, gradients, masked_only=True).square()
                 samples += 1

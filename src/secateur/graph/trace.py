@@ -116,18 +116,17 @@ def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_finite_weights(model: nn.Module) -> None:
-    """Refuse a model whose weights or buffers are not finite.
+    """Refuse a model with a weight that is not finite (buffers may be: attention masks hold -inf).
 
     Raises:
-        NumericalError: names the first such tensor.
+        NumericalError: names the first such parameter.
     """
-    for name, tensor in named_state(model).items():
-        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:
-            bad = int((~tensor.detach().isfinite()).sum())
-            if bad and name in dict(model.named_parameters(remove_duplicate=False)):
-                raise NumericalError(
-                    f"parameter {name!r} holds {bad} values that are NaN or infinite; load sound weights before pruning"
-                )
+    for name, parameter in model.named_parameters():
+        bad = 0 if parameter.is_meta else int((~parameter.detach().isfinite()).sum())
+        if bad:
+            raise NumericalError(
+                f"parameter {name!r} holds {bad} values that are NaN or infinite; load sound weights before pruning"
+            )
 
 
 def _check_inputs_fit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -55,8 +55,9 @@ def check_decomposable(model: nn.Module, data: Batches, *, metric: Metric, found
     if metric.whole is None:
         return
     metric.whole.reset()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with in_eval_mode(model), torch.no_grad():
-        for batch in data:
+        for batch in (to_device(batch, device) for batch in data):
             metric.whole.update(logits(model(*batch.args, **batch.kwargs)), batch.targets)
     value, mean = float(metric.whole.compute()), float(found.metric.mean())
     if not abs(value - mean) <= 1e-5 * max(1.0, abs(value)):

@@ -1,7 +1,7 @@
 """One round: score, allocate, cut, repair, retrain, and compare with the fixed baseline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,12 @@ from secateur.measures.metrics import resolve_loss
 from secateur.pipeline.task import Damage, Task, summarise
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.scan import measure_curves
-from secateur.storage.saved_model import load_model, save_model
-from secateur.surgery.cut import cut_model
+from secateur.storage.saved_model import load_model, read_manifest, save_model
+from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan_widths
 from secateur.surgery.repair import repair
 from secateur.training.loop import retrain
-from secateur.types import Curves, Group, Rewrite, Status
+from secateur.types import Curves, Group, Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,6 @@ class Round:
         share: share of the dense cost that is left, by the budget's own costs.
         model: the result.
         plan: from the dense model to this one.
-        rewrites: attributes that this round's cut changed.
         cut: damage right after the cut.
         repaired: damage after repair; None without repair.
         retrained: damage after retraining; None without retraining.
@@ -71,7 +70,6 @@ class Round:
     share: float
     model: nn.Module
     plan: Plan
-    rewrites: tuple[Rewrite, ...]
     cut: Damage
     repaired: Damage | None
     retrained: Damage | None
@@ -158,8 +156,7 @@ def run_round(
         return _load(task, directory, number)
     widths = allocator(scene, target)
     step = plan_widths(scene.groups, scene.probe.scores, widths)
-    done = cut_model(scene.model, step, program=scene.program)
-    small = done.model
+    small = cut(scene.model, step, program=scene.program)
     after_cut = measured_damage(task, small)
     after_repair = after_training = None
     if task.repair:
@@ -183,7 +180,6 @@ def run_round(
         share=scene.share(widths),
         model=small,
         plan=before.then(step),
-        rewrites=done.rewrites,
         cut=after_cut,
         repaired=after_repair,
         retrained=after_training,
@@ -220,7 +216,6 @@ def _save(task: Task, result: Round, directory: Path) -> None:
         "target": result.target,
         "macs": result.macs,
         "share": result.share,
-        "rewrites": [asdict(r) for r in result.rewrites],
         "damage": [
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
         ],
@@ -229,8 +224,6 @@ def _save(task: Task, result: Round, directory: Path) -> None:
 
 
 def _load(task: Task, directory: Path, number: int) -> Round:
-    from secateur.storage.saved_model import read_manifest
-
     manifest = read_manifest(directory)
     record = manifest["extra"]
     after = [None if d is None else Damage(*d) for d in record["damage"]]
@@ -242,13 +235,7 @@ def _load(task: Task, directory: Path, number: int) -> Round:
         share=record["share"],
         model=load_model(task.factory, directory).eval(),
         plan=Plan.from_json(manifest["plan"]),
-        rewrites=tuple(_rewrite(r) for r in record["rewrites"]),
         cut=after[0],
         repaired=after[1],
         retrained=after[2],
     )
-
-
-def _rewrite(raw: dict[str, Any]) -> Rewrite:
-    before, after = (tuple(v) if isinstance(v, list) else v for v in (raw["before"], raw["after"]))
-    return Rewrite(raw["module"], raw["attribute"], before, after)

@@ -57,11 +57,10 @@ def threshold(
     return found, None if tolerance is None else choose(found, tolerance)
 
 
-def reachable_grid(scene: Scene, curves: Curves, least: float = 0.0) -> tuple[float, ...]:
+def reachable_grid(scene: Scene, curves: Curves) -> tuple[float, ...]:
     """Budgets of the grid, as fractions of the dense cost, that some allocation of the curves meets."""
     narrowest = {name: curve.widths[-1] for name, curve in curves.items()}
-    floor = max(scene.share(narrowest), least)
-    return tuple(b for b in GRID if b >= floor)
+    return tuple(b for b in GRID if b >= scene.share(narrowest))
 
 
 def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first: Scene | None, name: str) -> Search:

@@ -6,6 +6,7 @@ each batch norm gets the moments of what it now sees. A fit is kept only where i
 samples.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from secateur.surgery.tensors import kept_positions
 from secateur.types import Group, Note
 
 HELD_OUT_EVERY = 4
+SEVERAL = "kept as it was: it is called several times, with other inputs each time"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +75,12 @@ def repair(
         NumericalError: a Gram matrix cannot be factored even with a thousandfold ridge.
     """
     kept = kept_positions(groups, plan, program.shapes)
-    steps = [name for name in run_order(small, calibration) if _is_repairable(small, name, kept, program)]
+    calls = Counter(run_order(small, calibration))
+    wanted = [name for name in calls if _is_repairable(small, name, kept, program)]
+    notes = [Note(name, SEVERAL) for name in wanted if calls[name] > 1]
+    steps = [name for name in wanted if calls[name] == 1]
     refitted: list[str] = []
     recalibrated: list[str] = []
-    notes: list[Note] = []
     with (
         in_eval_mode(small),
         in_eval_mode(dense),
@@ -98,7 +102,7 @@ def repair(
 
 
 def run_order(model: nn.Module, data: Iterable[Batch]) -> list[str]:
-    """Names of the modules without children, in the order in which one sample runs through them."""
+    """Names of the modules without children, one for each call, in the order in which a sample meets them."""
     order: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_, name=name: order.append(name))
@@ -112,7 +116,7 @@ def run_order(model: nn.Module, data: Iterable[Batch]) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return list(dict.fromkeys(order))
+    return order
 
 
 class _Reached(Exception):
@@ -123,11 +127,11 @@ def _inputs(model: nn.Module, name: str, data: Iterable[Batch]) -> Iterator[Tens
     """What module `name` is given, batch by batch; the rest of the forward pass is not run."""
     seen: list[Tensor] = []
 
-    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["input"])
         raise _Reached
 
-    handle = model.get_submodule(name).register_forward_pre_hook(stop)
+    handle = model.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         for batch in data:
             try:
@@ -150,7 +154,8 @@ def _is_repairable(small: nn.Module, name: str, kept: Mapping[tuple[str, int], T
     if isinstance(module, _BatchNorm):
         return module.running_mean is not None
     weight = program.aliases.get(f"{name}.weight")
-    is_cut = (weight, 1) in kept
+    # Another module reads a tied weight too, and would be changed by the fit.
+    is_cut = (weight, 1) in kept and list(program.aliases.values()).count(str(weight)) == 1
     if isinstance(module, nn.Linear):
         return is_cut
     is_plain = isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
@@ -188,9 +193,9 @@ class _Moments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """`x` (inputs + 1, positions), `y` (outputs, positions)."""
-        self.gram += (x @ x.T).double()
-        self.cross += (y @ x.T).double()
-        self.target += y.double().square().sum()
+        self.gram += (x @ x.T).double().cpu()
+        self.cross += (y @ x.T).double().cpu()
+        self.target += y.double().square().sum().cpu()
         self.count += x.shape[1]
 
     def error(self, weights: Tensor) -> float:
@@ -213,7 +218,7 @@ def _refit(
     rows = kept.get((program.aliases[f"{name}.weight"], 0))
     fit, held = _moments(small, dense, name, data, rows)
     has_intercept = module.bias is not None or _feeds_batch_norm(program, f"{name}.weight")
-    old = torch.cat([module.weight.detach().flatten(1), _bias(module).unsqueeze(1)], dim=1).double()
+    old = torch.cat([module.weight.detach().flatten(1), _bias(module).unsqueeze(1)], dim=1).double().cpu()
     new = _solve(fit, old, name, ridge, with_intercept=has_intercept)
     if module.bias is None and has_intercept:
         # Batch norm takes any constant off, so both are judged with the best constant.

@@ -129,7 +129,7 @@ def _attempt(
     progress: Report | None,
     scale: float,
 ) -> nn.Module:
-    steps = sum(1 for _ in train) if retraining.epoch_function is None else 1
+    steps = train.length() if retraining.epoch_function is None else 1
     optimizer, scheduler = _optimizers(model, retraining, steps * retraining.epochs, scale)
     start = 0
     initial = copy_state(model)
