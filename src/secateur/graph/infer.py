@@ -43,7 +43,7 @@ def _placeholder(typing: Typing, node: fx.Node) -> Types:
     shape = shape_of(node)
     if not isinstance(shape, tuple):
         return None
-    is_input = str(node.target) in typing.program.exported.graph_signature.user_inputs
+    is_input = str(node.target) in typing.program.user_inputs
     reason = "an input of the model" if is_input else MADE_IN_FORWARD
     return tuple(Fixed(n, reason) for n in shape)
 

@@ -20,7 +20,8 @@ class Program:
 
     Attributes:
         model: the traced module itself, not a copy.
-        exported: the ATen program of the model in eval mode.
+        graph: the ATen operators of the model in eval mode, in the order in which they run.
+        user_inputs: placeholders of the graph that are the caller's, in order.
         args: the example inputs it was traced with.
         kwargs: likewise, by keyword.
         names: placeholder of the program -> canonical name of the parameter or buffer. Tied
@@ -32,7 +33,8 @@ class Program:
     """
 
     model: nn.Module
-    exported: ExportedProgram
+    graph: fx.Graph
+    user_inputs: tuple[str, ...]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     names: Mapping[str, str]
@@ -44,7 +46,7 @@ class Program:
     @property
     def nodes(self) -> list[fx.Node]:
         """The operators, in the order in which they run."""
-        return list(self.exported.graph.nodes)
+        return list(self.graph.nodes)
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
@@ -78,7 +80,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     state = named_state(model)
     return Program(
         model=model,
-        exported=exported,
+        graph=exported.graph,
+        user_inputs=tuple(str(name) for name in signature.user_inputs),
         args=args,
         kwargs=kwargs,
         names={placeholder: aliases[name] for placeholder, name in inputs.items() if name in aliases},

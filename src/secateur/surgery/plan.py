@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.costs import cost_model
 from secateur.graph.groups import structure
-from secateur.graph.trace import Program
+from secateur.graph.trace import Program, named_state
 from secateur.types import Cost, Group
 
 Scores = Mapping[str, Tensor]
@@ -73,8 +73,7 @@ class Plan:
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:
             raise PlanError(f"the program has no group {unknown[0]!r}; the plan is for another model")
-        state = program.exported.state_dict
-        items = {name: state[name].element_size() for name in program.shapes if name in state}
+        items = {name: tensor.element_size() for name, tensor in named_state(program.model).items()}
         model = cost_model(found, items)
         widths = {name: len(kept) // rows[name] for name, kept in self.keep.items()}
         return Cost(model.macs(widths), model.params(widths), model.memory_bytes(widths))
