@@ -205,6 +205,29 @@ def test_one_sample_without_bounds_certifies_nothing() -> None:
     assert not found.certified and found.bound == np.inf and found.p_value == 1.0
 
 
+def test_without_a_tolerance_the_bound_alone_is_stated() -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.normal(0.02, 0.05, 400)
+    for before, after, bounds in (
+        (*zero_one(400, 6, 2), None),
+        (np.full(400, 0.5), np.clip(0.5 - noise, 0, 1), (0.0, 1.0)),
+        (np.full(400, 0.5), 0.5 - noise, None),
+    ):
+        alone = certify_paired(before, after, tolerance=None, bounds=bounds)
+        # A tolerance out of reach: the sequence of tested tolerances is cut by nothing that was asked for.
+        asked = certify_paired(before, after, tolerance=0.999, bounds=bounds)
+        assert alone.certified and alone.p_value is None and alone.tolerance is None
+        assert alone.bound == asked.bound
+        assert alone.sentence().endswith(" on 400 test samples.") and "tolerance" not in alone.sentence()
+
+
+def test_without_a_tolerance_no_bound_is_no_certificate() -> None:
+    lost = certify_paired(*zero_one(20, 20, 0), tolerance=None)
+    assert not lost.certified and lost.bound == 1.0
+    assert "20 test samples give no bound on the damage to metric with 95% confidence" in lost.sentence()
+    assert not certify_paired(np.array([0.5]), np.array([0.5]), tolerance=None).certified
+
+
 def test_values_outside_the_bounds_are_refused() -> None:
     half = np.full(20, 0.5)
     with pytest.raises(MetricError, match="outside bounds"):

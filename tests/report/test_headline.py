@@ -36,6 +36,13 @@ def test_without_a_bound_none_is_claimed():
     )
 
 
+def test_a_bound_without_a_tolerance_is_stated_alone():
+    alone = {"tolerance": None, "p_value": None}
+    assert told(certificate=certificate(**alone)).endswith("accuracy drops by at most 0.81 points.")
+    none = certificate(**alone, certified=False, bound=1.0)
+    assert told(certificate=none).endswith("the test data give no bound on the damage to accuracy.")
+
+
 def test_an_asymptotic_test_is_marked():
     assert "(asymptotic)" in told(certificate=certificate(guarantee="asymptotic"))
     assert "(asymptotic)" not in told()

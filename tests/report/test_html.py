@@ -174,6 +174,18 @@ def test_a_certificate_that_was_refused_looks_refused():
     assert "Not certified" not in render_html(example())
 
 
+def test_a_certificate_without_a_tolerance_shows_none():
+    def section(**changes):
+        alone = certificate(tolerance=None, p_value=None, sentence="", **changes)
+        text = render_html(bare().model_copy(update={"certificate": alone}))
+        start = text.index('<section id="certificate"')
+        return Page(text[start : text.index("</section>", start)] + "</section>").text
+
+    assert "Certified bound" in section()
+    assert "No bound" in section(certified=False)
+    assert "tolerance" not in section() and "p not known" not in section()
+
+
 def test_curves_beyond_the_most_are_folded_away_not_dropped():
     text = render_html(example(MOST_CURVES + 7))
     page = Page(text)

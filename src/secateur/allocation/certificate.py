@@ -33,10 +33,11 @@ class Certificate:
         after: mean metric of the pruned model.
         drop: mean damage, positive = worse.
         drop_error: standard error of the drop.
-        tolerance: the drop that was to be ruled out.
+        tolerance: the drop that was to be ruled out; None if only a bound was asked for.
         confidence: of the statement.
-        p_value: of the hypothesis that the drop exceeds the tolerance.
-        certified: bound <= tolerance, which needs p_value <= 1 - confidence.
+        p_value: of the hypothesis that the drop exceeds the tolerance; None without one.
+        certified: bound <= tolerance, which needs p_value <= 1 - confidence; without a tolerance, that
+            the data give a bound at all: one below the largest possible drop.
         bound: the smallest tolerance that these data certify, rounded up by at most 2 %.
         lost: samples that only the dense model gets right; None if the metric is not 0/1.
         gained: samples that only the pruned model gets right.
@@ -51,9 +52,9 @@ class Certificate:
     after: float
     drop: float
     drop_error: float
-    tolerance: float
+    tolerance: float | None
     confidence: float
-    p_value: float
+    p_value: float | None
     certified: bool
     bound: float
     lost: int | None
@@ -68,6 +69,13 @@ class Certificate:
         # Rounded up, and the confidence in full: the sentence must not claim more than was tested.
         bound = math.ceil(self.bound * 1e4) / 1e4 if math.isfinite(self.bound) else self.bound
         head = f"With {100 * self.confidence:g}% confidence the {self.metric} worsens by at most {bound:.4f}{how}"
+        if self.tolerance is None:
+            if self.certified:
+                return f"{head}, on {self.samples} test samples."
+            return (
+                f"{self.samples} test samples give no bound on the damage to {self.metric} with "
+                f"{100 * self.confidence:g}% confidence (observed damage {self.drop:.4f})."
+            )
         if self.certified:
             return f"{head}; the tolerance of {self.tolerance:g} is certified on {self.samples} test samples."
         return (
@@ -84,13 +92,13 @@ def certify_paired(
     before: Floats,
     after: Floats,
     *,
-    tolerance: float,
+    tolerance: float | None,
     confidence: float = 0.95,
     higher_is_better: bool = True,
     bounds: tuple[float, float] | None = None,
     metric: str = "metric",
 ) -> Certificate:
-    """Test whether the metric drops by more than `tolerance`.
+    """Test whether the metric drops by more than `tolerance`, and bound how much it drops.
 
     Metrics of 0 and 1 are tested exactly; metrics with known bounds by betting, valid at any sample
     size; others by a paired t-test, which is marked as asymptotic.
@@ -98,7 +106,8 @@ def certify_paired(
     Args:
         before: per-sample metric of the dense model.
         after: per-sample metric of the pruned model, same samples in the same order.
-        tolerance: in units of the metric; in (0, 1) for a 0/1 metric, positive otherwise.
+        tolerance: in units of the metric; in (0, 1) for a 0/1 metric, positive otherwise; None = state
+            the bound only.
         confidence: in (0, 1).
         higher_is_better: direction of the metric.
         bounds: least and greatest value of one sample, if known.
@@ -108,6 +117,10 @@ def certify_paired(
         ArgumentError: tolerance, confidence or bounds out of range.
         DataError: no samples, lengths that differ, or NaN.
         MetricError: a value outside `bounds`.
+
+    >>> found = certify_paired(np.ones(300), np.ones(300), tolerance=None)
+    >>> found.p_value is None, found.certified, found.bound < 0.02
+    (True, True, True)
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     _check(before, after, tolerance, confidence)
@@ -126,13 +139,14 @@ def certify_paired(
     else:
         p_value, limit = _t_test(damage), math.inf
         method, guarantee = "paired t-test", "asymptotic"
-    if tolerance >= limit:
+    if tolerance is not None and tolerance >= limit:
         raise ArgumentError(f"tolerance={tolerance} is no less than the largest possible drop, {limit:g}")
-    p = p_value(tolerance)
     if math.isfinite(limit):
         bound = smallest_certified(p_value, tolerances(limit, tolerance), limit, alpha)
     else:
         bound = _t_bound(damage, confidence)
+    p = None if tolerance is None else p_value(tolerance)
+    certified = bound < limit if p is None or tolerance is None else p <= alpha and bound <= tolerance
     return Certificate(
         metric=metric,
         samples=len(damage),
@@ -143,7 +157,7 @@ def certify_paired(
         tolerance=tolerance,
         confidence=confidence,
         p_value=p,
-        certified=p <= alpha and bound <= tolerance,
+        certified=certified,
         bound=bound,
         lost=lost,
         gained=gained,
@@ -152,9 +166,10 @@ def certify_paired(
     )
 
 
-def tolerances(limit: float, tolerance: float) -> list[float]:
+def tolerances(limit: float, tolerance: float | None) -> list[float]:
     """The tolerances to test, largest first: fixed by what is known before the data, in steps of 2 %."""
-    return sorted({*(limit * STEP ** -np.arange(1.0, STEPS + 1)).tolist(), tolerance}, reverse=True)
+    asked = set() if tolerance is None else {tolerance}
+    return sorted({*(limit * STEP ** -np.arange(1.0, STEPS + 1)).tolist(), *asked}, reverse=True)
 
 
 def smallest_certified(
@@ -330,14 +345,14 @@ def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
     return float(high - low)
 
 
-def _check(before: Floats, after: Floats, tolerance: float, confidence: float) -> None:
+def _check(before: Floats, after: Floats, tolerance: float | None, confidence: float) -> None:
     if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
         raise DataError(
             f"certify needs one value a sample from both models; got shapes {before.shape} and {after.shape}"
         )
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise DataError("the test metric holds NaN or infinity; a certificate cannot be given")
-    if not tolerance > 0:
+    if tolerance is not None and not tolerance > 0:
         raise ArgumentError(f"tolerance={tolerance} must be positive")
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence={confidence} must lie strictly between 0 and 1")

@@ -255,24 +255,15 @@ def _certify(
     loss = resolve_loss(task.loss)
     before = evaluate(task.model, data, metric=task.metric, loss=loss)
     after = evaluate(small, data, metric=task.metric, loss=loss)
-
-    def certified(allowed: float) -> Certificate:
-        return certify_paired(
-            before.metric,
-            after.metric,
-            tolerance=allowed,
-            confidence=confidence,
-            higher_is_better=task.metric.higher_is_better,
-            bounds=task.metric.bounds,
-            metric=task.metric.name,
-        )
-
-    if tolerance is not None:
-        return certified(tolerance)
-    # Under a budget nothing was asked of the metric: state the smallest tolerance that the data certify.
-    found = certified(0.01)
-    is_informative = 0 < found.bound < (1.0 if found.lost is not None or task.metric.bounds else float("inf"))
-    return certified(found.bound) if is_informative else found
+    return certify_paired(
+        before.metric,
+        after.metric,
+        tolerance=tolerance,
+        confidence=confidence,
+        higher_is_better=task.metric.higher_is_better,
+        bounds=task.metric.bounds,
+        metric=task.metric.name,
+    )
 
 
 def _check_arguments(

@@ -88,7 +88,7 @@ def _certified_price(certificate: CertificateData, verb: str, *, share: bool) ->
     name = certificate.metric
     confidence = f"{100 * certificate.confidence:g}\u00a0%"
     doubt = " (asymptotic)" if certificate.guarantee == "asymptotic" else ""
-    if certificate.bound is None:
+    if certificate.bound is None or (certificate.tolerance is None and not certificate.certified):
         return f"; the test data give no bound on the damage to {name}"
     bound = f"with {confidence} confidence {name} {verb} by at most {amount_text(certificate.bound, share)}{doubt}"
     if certificate.certified or certificate.tolerance is None:

@@ -83,10 +83,10 @@ class CertificateData(Part):
         before: mean metric of the dense model.
         after: mean metric of the pruned model.
         drop: mean damage, positive = worse.
-        tolerance: the drop that was to be ruled out.
+        tolerance: the drop that was to be ruled out; None if only a bound was asked for.
         confidence: of the statement, in (0, 1).
-        p_value: of the hypothesis that the drop exceeds the tolerance.
-        certified: whether that was ruled out.
+        p_value: of the hypothesis that the drop exceeds the tolerance; None without one.
+        certified: whether that was ruled out; without a tolerance, whether there is a bound at all.
         bound: the smallest tolerance that these data certify.
         lost: samples that only the dense model gets right; None if the metric is not 0/1.
         gained: samples that only the pruned model gets right.
