@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,10 +14,7 @@ from typer.testing import CliRunner
 
 from secateur import errors
 from secateur.cli import main
-from secateur.cli.inspect import curve_table
 from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
-from secateur.report.tables import to_text
-from secateur.types import Curve
 from secateur.zoo.digits import digits_cnn
 
 COMMANDS = ("demo", "inspect", "scan", "prune", "report")
@@ -129,10 +125,13 @@ def test_inspect_and_scan_print_to_stdout_in_80_columns(capsys, recipe: Path, tm
     assert code("scan", recipe, "--out", tmp_path / "file/run") == 6
 
 
-def test_names_are_not_taken_for_markup() -> None:
-    zeros = np.zeros((2, 3))
-    table = curve_table([Curve("[/b][red]x", (2, 1), (0.0, 0.5), zeros, zeros)], "[/loss]")
-    assert "[/b][red]x" in to_text(table) and "[/loss] lost" in to_text(table)
+def test_scan_shows_measured_levels_only_the_most_sensitive_group_first(capsys, recipe: Path, tmp_path: Path) -> None:
+    assert code("scan", recipe, "--out", tmp_path / "run", "--set", "metric=cross_entropy") == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines() if "conv" in line]
+    assert len(rows) > 2 and all([cell == "–" for cell in row[1:]] == [True, True, False, True, True] for row in rows)
+    damages = [float(row[3]) for row in rows]
+    assert damages == sorted(damages, reverse=True) and damages[0] > damages[-1]
 
 
 def test_a_module_named_on_the_command_line_is_imported(capsys, recipe: Path, tmp_path: Path, monkeypatch) -> None:

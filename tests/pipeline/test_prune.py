@@ -249,3 +249,10 @@ def test_a_run_directory_of_another_run_is_refused(tmp_path: Path) -> None:
     bad(tolerance=None, budget=sc.Budget(macs=0.6), run_dir=tmp_path)
     with pytest.raises(sc.StoreError, match="belongs to a run with"):
         bad(tolerance=None, budget=sc.Budget(macs=0.5), run_dir=tmp_path)
+
+
+def test_what_the_user_ignored_is_among_what_was_left_alone(net: Net) -> None:
+    result = sc.prune(net, ARGS, **DATA, budget=sc.Budget(macs=0.6), controls=(), ignore=["conv1"], **QUICK)
+    left = {row.where: row.reason for row in result.report_data.left_alone}
+    assert left["conv1.weight, dimension 0"] == "ignored at the caller's wish"
+    assert left["conv2.weight, dimension 1"] == "ignored at the caller's wish"

@@ -16,11 +16,12 @@ from secateur.graph.groups import structure
 from secateur.graph.trace import trace
 from secateur.measures.cost import measure
 from secateur.pipeline.calibration import first_samples
+from secateur.pipeline.reporting import curve_data
 from secateur.report.formats import number, shorten
-from secateur.report.tables import to_text
+from secateur.report.plots import by_sensitivity
+from secateur.report.tables import curves_table, to_text
 from secateur.sensitivity.scan import scan
 from secateur.storage.curve_store import CurveStore
-from secateur.types import Curve
 
 
 def inspection(recipe: Recipe, splits: Splits, allowed: tuple[str, ...]) -> str:
@@ -69,17 +70,4 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
             store=store,
             progress=progress,
         )
-    return to_text(curve_table(list(curves.values()), recipe.metric))
-
-
-def curve_table(curves: list[Curve], metric: str) -> Table:
-    """Damage at a few sparsities, the most sensitive group first."""
-    table = Table(title=Text(f"{metric} lost when units of one group are silenced"), title_justify="left")
-    table.add_column("group")
-    wanted = (0.1, 0.3, 0.5, 0.7, 0.9)
-    for sparsity in wanted:
-        table.add_column(f"{sparsity:.0%}", justify="right")
-    for curve in sorted(curves, key=lambda c: -c.mean().mean()):
-        nearest = [min(range(len(curve.sparsities)), key=lambda k: abs(curve.sparsities[k] - s)) for s in wanted]
-        table.add_row(Text(shorten(curve.group, 28)), *(f"{curve.mean()[k]:+.4f}" for k in nearest))
-    return table
+    return to_text(curves_table(by_sensitivity(curve_data(curves, groups)), recipe.metric))

@@ -3,7 +3,7 @@
 import datetime
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,7 +13,6 @@ from torch import nn
 
 from secateur.allocation.certificate import Certificate
 from secateur.allocation.thresholds import BudgetCurve, Choice
-from secateur.graph.groups import structure
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
@@ -34,7 +33,8 @@ from secateur.report.schema import (
     WidthRow,
 )
 from secateur.storage.saved_model import attribute_changes
-from secateur.types import Budget, Curves, Note
+from secateur.surgery.plan import Plan
+from secateur.types import Budget, Curves, Group, Note
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +73,13 @@ def tell(story: Story) -> ReportData:
         costs=cost_rows(task, story.small),
         quality=_quality(story),
         certificate=_certificate(story.certificate),
-        curves=_curves(story),
+        curves=curve_data(story.curves, story.scene.groups, None if best is None else best.plan),
         widths=_widths(story),
         thresholds=_thresholds(story),
         rounds=[_round(r, story.search) for r in story.search.rounds],
         controls=_controls(story) if best is not None else [],
         left_alone=_left_alone(story),
-        coverage=structure(story.scene.program, ()).coverage(),
+        coverage=story.scene.found.coverage(),
         rewrites=[
             RewriteRow(module=r.module or "(root)", attribute=r.attribute, before=str(r.before), after=str(r.after))
             for r in attribute_changes(task.model, story.small)
@@ -178,9 +178,16 @@ def _certificate(certificate: Certificate | None) -> CertificateData | None:
     return CertificateData(sentence=certificate.sentence(), **fields)
 
 
-def _curves(story: Story) -> list[CurveData]:
-    best = story.search.best
-    granularity = {g.name: g.granularity for g in story.scene.groups}
+def curve_data(curves: Curves, groups: Iterable[Group], plan: Plan | None = None) -> list[CurveData]:
+    """Curves in the form of the report, with the sparsity that `plan` gives each group.
+
+    >>> import numpy as np
+    >>> from secateur.types import Curve
+    >>> curve = Curve("a", (2, 1), (0.0, 0.5), np.array([[0.0, 0.0], [0.0, 1.0]]), np.zeros((2, 2)))
+    >>> [(c.group, c.granularity, c.damage) for c in curve_data({"a": curve}, [Group("a", 2, ())])]
+    [('a', 'channel', [0.0, 0.5])]
+    """
+    granularity = {group.name: group.granularity for group in groups}
     return [
         CurveData(
             group=name,
@@ -189,9 +196,9 @@ def _curves(story: Story) -> list[CurveData]:
             damage=[finite(v) for v in curve.mean()],
             standard_error=[finite(v) for v in curve.standard_error()],
             loss_damage=[finite(v) for v in curve.loss_damage.mean(axis=1)],
-            chosen_sparsity=best.plan.sparsity(name) if best is not None and name in best.plan.keep else None,
+            chosen_sparsity=plan.sparsity(name) if plan is not None and name in plan.keep else None,
         )
-        for name, curve in story.curves.items()
+        for name, curve in curves.items()
     ]
 
 
@@ -256,7 +263,7 @@ def _controls(story: Story) -> list[ControlRow]:
 
 
 def _left_alone(story: Story) -> list[LeftRow]:
-    fixed = structure(story.scene.program, ()).fixed
+    fixed = story.scene.found.fixed
     rows = [LeftRow(where=f"group {note.where}", reason=note.text) for note in story.left]
     return rows + [LeftRow(where=f"{f.parameter}, dimension {f.dim}", reason=f.reason, size=f.size) for f in fixed]
 

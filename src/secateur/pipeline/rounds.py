@@ -12,7 +12,7 @@ from secateur.criteria.collect import collect
 from secateur.criteria.criterion import score
 from secateur.errors import BudgetError
 from secateur.graph.costs import CostModel, cost_model
-from secateur.graph.groups import structure
+from secateur.graph.groups import Structure, structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import resolve_loss
@@ -34,6 +34,7 @@ class Scene:
     Attributes:
         model: as it is now.
         program: traced from it.
+        found: all that its types tell, under the user's `ignore`.
         groups: what may be cut.
         cost: what it would cost at other widths.
         share: widths -> what is left of the dense cost.
@@ -42,6 +43,7 @@ class Scene:
 
     model: nn.Module
     program: Program
+    found: Structure
     groups: tuple[Group, ...]
     cost: CostModel
     share: Callable[[Mapping[str, int]], float]
@@ -105,7 +107,7 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
         baseline=task.baseline,
     )
     cost = cost_model(found)
-    return Scene(model, program, groups, cost, lambda widths: task.share(cost, widths), prober)
+    return Scene(model, program, found, groups, cost, lambda widths: task.share(cost, widths), prober)
 
 
 def measured_curves(task: Task, scene: Scene) -> Curves:
