@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.pipeline import rounds
 
 
 class Net(nn.Module):
@@ -199,6 +200,34 @@ def test_killed_and_resumed_is_identical(tmp_path: Path, moment: str) -> None:
     assert resumed.plan == whole.plan and resumed.certificate == whole.certificate
     assert resumed.report_data.rounds == whole.report_data.rounds
     assert resumed.report_data.controls == whole.report_data.controls
+
+
+@pytest.mark.parametrize("goal", [{"budget": sc.Budget(macs=0.3)}, {"tolerance": 0.03}], ids=str)
+def test_a_finished_run_repeats_no_round(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: dict) -> None:
+    counts = dict.fromkeys(("trace", "collect", "retrain"), 0)
+
+    def counted(name: str):
+        honest = getattr(rounds, name)
+
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return honest(*args, **kwargs)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(rounds, name, counted(name))
+
+    def run() -> sc.Result:
+        return sc.prune(net, ARGS, **DATA, **goal, retrain=TRAINING, controls=("random",), run_dir=tmp_path, **QUICK)
+
+    first = run()
+    assert counts["trace"] > 2 and counts["retrain"] >= 2
+    counts.update(dict.fromkeys(counts, 0))
+    second = run()
+    # One scene is needed for the report: the dense model's.
+    assert counts == {"trace": 1, "collect": 1, "retrain": 0}
+    assert second.plan == first.plan and second.report_data.rounds == first.report_data.rounds
 
 
 def bad(**changes):

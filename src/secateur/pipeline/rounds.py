@@ -153,9 +153,7 @@ def run_round(
     before: Plan,
     directory: Path | None,
 ) -> Round:
-    """Bring the scene's model to `target` times the dense cost; resumes from `directory`."""
-    if directory is not None and (directory / "manifest.json").exists():
-        return _load(task, directory, number)
+    """Bring the scene's model to `target` times the dense cost, and keep the result in `directory`."""
     widths = allocator(scene, target)
     step = plan_widths(scene.groups, scene.probe.scores, widths)
     small = cut(scene.model, step, program=scene.program)
@@ -225,7 +223,10 @@ def _save(task: Task, result: Round, directory: Path) -> None:
     save_model(result.model, directory, original=task.model, plan_json=result.plan.to_json(), extra=record)
 
 
-def _load(task: Task, directory: Path, number: int) -> Round:
+def saved_round(task: Task, directory: Path | None, number: int) -> Round | None:
+    """The round that a run before this one kept in `directory`; None if there is none."""
+    if directory is None or not (directory / "manifest.json").exists():
+        return None
     manifest = read_manifest(directory)
     record = manifest["extra"]
     after = [None if d is None else Damage(*d) for d in record["damage"]]

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds
 from secateur.errors import BudgetError
-from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, set_scene
+from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, saved_round, set_scene
 from secateur.pipeline.task import Task
 from secateur.surgery.plan import Plan
 from secateur.types import Curves
@@ -68,9 +68,8 @@ def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first
     rounds: list[Round] = []
     model, plan = task.model, Plan({}, {})
     for number, target in enumerate(targets, start=1):
-        directory = _directory(task, name, number)
-        scene = first if number == 1 and first is not None else set_scene(task, model)
-        rounds.append(run_round(task, scene, allocator, number=number, target=target, before=plan, directory=directory))
+        scene = first if number == 1 else None
+        rounds.append(_round(task, model, plan, scene, allocator, number=number, target=target, name=name))
         model, plan = rounds[-1].model, rounds[-1].plan
     numbers = tuple(r.number for r in rounds)
     return Search(tuple(rounds), numbers, dict.fromkeys(numbers, "a step of the schedule"))
@@ -91,18 +90,9 @@ def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, f
         target = queue.pop(0)
         number = len(rounds) + 1
         is_first = not kept
-        scene = first if is_first else set_scene(task, model)
-        allocator = ByCurves(task, curves if is_first else None)
+        scene, allocator = (first, ByCurves(task, curves)) if is_first else (None, ByCurves(task))
         try:
-            result = run_round(
-                task,
-                scene,
-                allocator,
-                number=number,
-                target=target,
-                before=plan,
-                directory=_directory(task, "rounds", number),
-            )
+            result = _round(task, model, plan, scene, allocator, number=number, target=target, name="rounds")
         except BudgetError:
             break
         rounds.append(result)
@@ -119,5 +109,26 @@ def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, f
     return Search(tuple(rounds), tuple(kept), reasons)
 
 
-def _directory(task: Task, name: str, number: int) -> Path | None:
-    return None if task.run_dir is None else task.run_dir / name / str(number)
+def _round(
+    task: Task,
+    model: nn.Module,
+    before: Plan,
+    scene: Scene | None,
+    allocator: Allocator,
+    *,
+    number: int,
+    target: float,
+    name: str,
+) -> Round:
+    """The round as it was saved; else it is run, in `scene` or, without one, in that of `model`."""
+    directory = None if task.run_dir is None else task.run_dir / name / str(number)
+    # To set a scene takes a trace and a pass of gradients: a round that is known needs none.
+    return saved_round(task, directory, number) or run_round(
+        task,
+        scene or set_scene(task, model),
+        allocator,
+        number=number,
+        target=target,
+        before=before,
+        directory=directory,
+    )
