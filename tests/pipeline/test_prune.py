@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.pipeline import rounds
+from secateur.pipeline import prune as job, rounds
+from secateur.surgery.plan import plan_widths
 
 
 class Net(nn.Module):
@@ -200,6 +201,21 @@ def test_killed_and_resumed_is_identical(tmp_path: Path, moment: str) -> None:
     assert resumed.plan == whole.plan and resumed.certificate == whole.certificate
     assert resumed.report_data.rounds == whole.report_data.rounds
     assert resumed.report_data.controls == whole.report_data.controls
+
+
+def test_under_a_tolerance_the_rounds_aim_at_the_narrowest_widths_scanned(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aimed: list[float] = []
+    honest = job.descend_guarded
+    monkeypatch.setattr(job, "descend_guarded", lambda t, targets, **k: aimed.extend(targets) or honest(t, [], **k))
+    curves = sc.prune(net, ARGS, **DATA, tolerance=0.03, retrain=TRAINING, controls=(), **QUICK).curves
+    program = sc.trace(net, ARGS)
+    groups = sc.find_groups(program)
+    scores = {g.name: torch.rand(g.size) for g in groups}
+    narrowest = plan_widths(groups, scores, {name: curve.widths[-1] for name, curve in curves.items()})
+    least, dense = (sc.measure(m, ARGS, latency=False).macs for m in (sc.cut(net, narrowest, program=program), net))
+    assert aimed[-1] == pytest.approx(least / dense) and aimed == sorted(aimed, reverse=True)
 
 
 @pytest.mark.parametrize("goal", [{"budget": sc.Budget(macs=0.3)}, {"tolerance": 0.03}], ids=str)

@@ -59,7 +59,6 @@ def run_demo(out: Path, progress: Progress) -> Iterable[tuple[Exhibit, Result, P
             validation=splits.validation,
             test=splits.test,
             tolerance=TOLERANCE,
-            rounds=3,
             retrain=Retraining(epochs=exhibit.retrain_epochs, learning_rate=3e-3, distill=0.5),
             calibration_samples=256,
             seed=SEED,

@@ -24,7 +24,7 @@ from secateur.pipeline.cuttable import cuttable_groups
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
 from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
-from secateur.pipeline.search import Search, descend, descend_guarded, reachable_grid, threshold
+from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
 from secateur.pipeline.task import Task
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.scan import SPARSITIES, fingerprint
@@ -36,7 +36,6 @@ from secateur.training.schedules import Schedule, resolve_schedule
 from secateur.types import Budget, Note
 
 CONTROLS = ("random", "uniform-magnitude")
-LEAST_MACS = 0.1
 
 
 def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
@@ -203,7 +202,7 @@ def _run(
             assert tolerance is not None
             assert choice is not None
             start = [choice.budget] if choice.index is not None and choice.budget < 1 else []
-            later = [t for t in _targets(schedule, LEAST_MACS) if not start or t < start[0]]
+            later = [t for t in _targets(schedule, least_share(scene, curves)) if not start or t < start[0]]
             targets = start + later if task.retrain is not None else start
             search = descend_guarded(task, targets, tolerance=tolerance, first=scene, curves=curves)
     best = search.best

@@ -15,6 +15,7 @@ from secateur.types import Curves
 
 GRID = tuple(round(1 - 0.05 * step, 2) for step in range(19))
 LEAST_STEP = 0.02
+HALVINGS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,13 @@ def threshold(
 
 def reachable_grid(scene: Scene, curves: Curves) -> tuple[float, ...]:
     """Budgets of the grid, as fractions of the dense cost, that some allocation of the curves meets."""
-    narrowest = {name: curve.widths[-1] for name, curve in curves.items()}
-    return tuple(b for b in GRID if b >= scene.share(narrowest))
+    least = least_share(scene, curves)
+    return tuple(b for b in GRID if b >= least)
+
+
+def least_share(scene: Scene, curves: Curves) -> float:
+    """What is left of the dense cost at the narrowest widths that were scanned."""
+    return scene.share({name: curve.widths[-1] for name, curve in curves.items()})
 
 
 def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first: Scene | None, name: str) -> Search:
@@ -78,14 +84,14 @@ def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first
 def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, first: Scene, curves: Curves) -> Search:
     """Go down the targets while the damage stays within the tolerance; roll back at the first that does not.
 
-    After a roll-back, one target half-way back is tried.
+    After a roll-back the step is halved, as a ratio of costs, until a round holds or `HALVINGS` have failed.
     """
     rounds: list[Round] = []
     kept: list[int] = []
     reasons: dict[int, str] = {}
     model, plan, reached = task.model, Plan({}, {}), 1.0
     queue = [t for t in targets if t < 1.0]
-    halved = False
+    halvings = HALVINGS
     while queue:
         target = queue.pop(0)
         number = len(rounds) + 1
@@ -103,9 +109,9 @@ def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, f
             queue = [t for t in queue if t < reached]
         else:
             reasons[number] = "rolled back: damage plus one standard error breaks the tolerance"
-            middle = (reached + target) / 2
-            queue = [] if halved or reached - middle < LEAST_STEP else [middle]
-            halved = True
+            middle = (reached * target) ** 0.5
+            queue = [middle] if halvings > 0 and reached - middle >= LEAST_STEP else []
+            halvings -= 1
     return Search(tuple(rounds), tuple(kept), reasons)
 
 
