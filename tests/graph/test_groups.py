@@ -37,7 +37,7 @@ def test_a_stacked_lstm_is_one_group_of_equal_rows() -> None:
 
 def test_attention_has_heads_head_dimensions_and_a_renormalised_stream() -> None:
     found = groups_of("attention")
-    assert found["query:head"] == (4, 1, "head", True)
+    assert found["query"] == (4, 1, "head", True)
     assert found["up"] == (40, 1, "neuron", True)
     assert [name for name, (_, _, _, exact) in found.items() if not exact] == ["table"]
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from secateur.graph.axes import Dims
-from secateur.graph.groups import Structure, count
+from secateur.graph.groups import Structure
+from secateur.graph.settle import count
 from secateur.types import Group
 
 Widths = Mapping[str, int]

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, fixed_sizes, leaves, positions
+from secateur.graph.axes import Axis, Concat, DimType, Product, fixed_sizes, leaves, positions
 from secateur.graph.infer import infer
 from secateur.graph.trace import Program
 from secateur.graph.typing import Typing
@@ -227,19 +227,3 @@ def _numbered(names: list[str]) -> Iterator[str]:
     for name in names:
         seen[name] += 1
         yield (name or "model") if seen[name] == 1 else f"{name}#{seen[name]}"
-
-
-def count(dim: DimType, widths: dict[int, int]) -> int:
-    """Positions of a resolved type that are left when each axis keeps `widths[id]` units."""
-    match dim:
-        case Axis(id_, size):
-            return widths.get(id_, size)
-        case Fixed(size):
-            return size
-        case Product(factors):
-            total = 1
-            for factor in factors:
-                total *= count(factor, widths)
-            return total
-        case Concat(parts):
-            return sum(count(part, widths) for part in parts)

@@ -1,6 +1,5 @@
 """Give every value of a program its types, by one rule for each operator."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -9,6 +8,7 @@ from torch.utils import _pytree as pytree
 from secateur.graph.axes import Dims, Fixed
 from secateur.graph.rules.pointwise import MADE_IN_FORWARD, tensor_operands
 from secateur.graph.rules.table import rule_for
+from secateur.graph.settle import settle
 from secateur.graph.trace import Program
 from secateur.graph.typing import Types, Typing, operator_name, shape_of
 
@@ -32,7 +32,7 @@ def infer(program: Program) -> Typing:
                     if value in typing.values and shape_of(value) is not None:
                         typing.fix(typing.dims(value), "an output of the model")
     _fix_unused(typing)
-    _settle_families(typing)
+    settle(typing)
     return typing
 
 
@@ -95,29 +95,3 @@ def _fix_unused(typing: Typing) -> None:
     for name, dims in typing.state.items():
         if name not in used:
             typing.fix(dims, "not used by the forward pass on the example inputs")
-
-
-def _settle_families(typing: Typing) -> None:
-    """Axes that must stay equally wide: one fixed, all fixed; layouts that differ cannot be kept equal."""
-    changed = True
-    while changed:
-        changed = False
-        for family in typing.families:
-            changed |= _settle(typing, [typing.unifier.resolve(dim) for dim in family])
-
-
-def _settle(typing: Typing, family: Sequence[Any]) -> bool:
-    free = [dim for dim in family if not isinstance(dim, Fixed)]
-    fixed = [dim for dim in family if isinstance(dim, Fixed)]
-    if not free or (not fixed and len(set(free)) == 1):
-        return False
-    structured = any(not _is_leaf(dim) for dim in free)
-    if fixed or structured:
-        reason = fixed[0].reason if fixed else "it must stay as wide as an axis of another layout"
-        typing.fix(free, reason)
-        return True
-    return False
-
-
-def _is_leaf(dim: Any) -> bool:
-    return not hasattr(dim, "factors") and not hasattr(dim, "parts")

@@ -1,17 +1,24 @@
 """From a module to its program: every operator, every shape, and where each came from."""
 
 import contextlib
+import io
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.errors import NumericalError, TraceError
+from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, tagged_attributes
+
+if TYPE_CHECKING:
+    from secateur.graph.record import Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +35,11 @@ class Program:
             parameters share one name.
         shapes: canonical name -> shape of that parameter or buffer.
         aliases: every name in the model's state -> canonical name.
+        sizes: where the integers in the calls of operators come from.
         trained: canonical names of parameters (the others are buffers).
         model_type: qualified name of the model's class.
+        recorded: `torch.export` could not capture the model, so its eager run was recorded: control flow
+            is fixed as it went with the example inputs.
     """
 
     model: nn.Module
@@ -40,8 +50,10 @@ class Program:
     names: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, str]
+    sizes: Sizes
     trained: frozenset[str]
     model_type: str
+    recorded: bool = False
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -52,15 +64,18 @@ class Program:
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
     """Export `model` in eval mode and remember which tensor of its state each input of the program is.
 
-    The model is left as it was: its train/eval flags are put back, its tensors are not copied.
+    Where `torch.export.export(strict=False)` refuses (control flow that depends on the values of tensors),
+    the run on the example inputs is recorded instead, and `Program.recorded` is true.
+
+    The model is left as it was: its train/eval flags and buffers are put back, its parameters are not copied.
 
     Args:
-        model: any module that `torch.export.export(strict=False)` accepts.
+        model: any module that runs on the example inputs.
         args: example inputs, as a tuple; batch dimension first.
         kwargs: example inputs by keyword.
 
     Raises:
-        TraceError: the example inputs do not fit, or the model cannot be exported.
+        TraceError: the example inputs do not fit, or the model can be neither exported nor recorded.
         NumericalError: a weight is NaN or infinite.
 
     >>> program = trace(nn.Linear(3, 2), (torch.zeros(1, 3),))
@@ -71,24 +86,26 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         raise TraceError(f"args is a {type(args).__name__}; needed a tuple of example inputs, such as (x,)")
     kwargs = dict(kwargs or {})
     check_finite_weights(model)
+    recorder = SizeRecorder()
     with in_eval_mode(model):
         _check_inputs_fit(model, args, kwargs)
-        exported = _export(model, args, kwargs)
+        with tagged_attributes(model), torch.fx.traceback.preserve_node_meta(), recorder:
+            captured, recorded = _capture(model, args, kwargs)
     aliases = canonical_names(model)
-    signature = exported.graph_signature
-    inputs = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     state = named_state(model)
     return Program(
         model=model,
-        graph=exported.graph,
-        user_inputs=tuple(str(name) for name in signature.user_inputs),
+        graph=captured.graph,
+        user_inputs=captured.user_inputs,
         args=args,
         kwargs=kwargs,
-        names={placeholder: aliases[name] for placeholder, name in inputs.items() if name in aliases},
+        names=captured.names,
         shapes={name: tuple(state[name].shape) for name in dict.fromkeys(aliases.values())},
         aliases=aliases,
+        sizes=read_sizes(captured.graph, recorder.calls),
         trained=frozenset(aliases[name] for name, _ in model.named_parameters()),
         model_type=f"{type(model).__module__}.{type(model).__qualname__}",
+        recorded=recorded,
     )
 
 
@@ -118,6 +135,26 @@ def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextlib.contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put the values of buffers back that are written in place meanwhile.
+
+    >>> counter = nn.BatchNorm1d(1)
+    >>> with kept_buffers(counter):
+    ...     _ = counter.num_batches_tracked.add_(1)
+    >>> int(counter.num_batches_tracked)
+    0
+    """
+    saved = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, values in saved:
+                if buffer._version != version:
+                    buffer.copy_(values)
+
+
 def check_finite_weights(model: nn.Module) -> None:
     """Refuse a model with a weight that is not finite (buffers may be: attention masks hold -inf).
 
@@ -125,8 +162,8 @@ def check_finite_weights(model: nn.Module) -> None:
         NumericalError: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
-        bad = 0 if parameter.is_meta else int((~parameter.detach().isfinite()).sum())
-        if bad:
+        if not _is_finite(parameter):
+            bad = int((~parameter.detach().isfinite()).sum())
             raise NumericalError(
                 f"parameter {name!r} holds {bad} values that are NaN or infinite; load sound weights before pruning"
             )
@@ -134,7 +171,7 @@ def check_finite_weights(model: nn.Module) -> None:
 
 def _check_inputs_fit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_buffers(model):
             model(*args, **kwargs)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -144,20 +181,53 @@ def _check_inputs_fit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         ) from error
 
 
+def _is_finite(parameter: Tensor) -> bool:
+    """Whether every value is finite; the extremes show NaN and infinity without a copy of the tensor."""
+    values = parameter.detach()
+    if values.is_meta or not values.numel() or not (values.is_floating_point() or values.is_complex()):
+        return True
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())
+
+
+def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple["Recording", bool]:
+    """The program by export, or where that fails by recording; and whether it was recorded."""
+    # The recorder stands on this module's functions.
+    from secateur.graph.record import Recording, record
+
+    try:
+        exported = _export(model, args, kwargs)
+    except Exception as refusal:
+        try:
+            return record(model, args, kwargs), True
+        except Exception as failure:
+            raise TraceError(
+                f"torch.export cannot capture {type(model).__name__}: {_first_line(refusal)}; nor can its run on the "
+                f"example inputs be recorded: {_first_line(failure)}; rewrite control flow that depends on the values "
+                "of tensors with torch.where, or trace the part of the model that is free of it"
+            ) from failure
+    signature, aliases = exported.graph_signature, canonical_names(model)
+    inputs = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {placeholder: aliases[name] for placeholder, name in inputs.items() if name in aliases}
+    return Recording(exported.graph, tuple(str(name) for name in signature.user_inputs), names), False
+
+
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_on_failure():
         # nn.LSTM keeps its weights in a plain list too, which export remarks on and restores.
         warnings.filterwarnings("ignore", message=".*were assigned during export.*")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        try:
-            return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
-            raise TraceError(
-                f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}; "
-                "the usual cause is Python control flow that depends on the values of tensors: "
-                "rewrite it with torch.where, or trace the part of the model that is free of it"
-            ) from error
+        return torch.export.export(model, args, kwargs, strict=False)
+
+
+@contextlib.contextmanager
+def _quiet_on_failure() -> Iterator[None]:
+    """Hold back what is written to stderr, and drop it on failure: export prints its partial graph there."""
+    with contextlib.redirect_stderr(io.StringIO()) as held:
+        yield
+    sys.stderr.write(held.getvalue())
 
 
 def _first_line(error: Exception) -> str:

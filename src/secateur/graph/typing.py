@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from secateur.graph.axes import Dims, DimType, Fixed
+from secateur.graph.sizes import Source
 from secateur.graph.trace import Program
 from secateur.graph.unify import Unifier
 
@@ -47,11 +48,23 @@ class MacTerm:
 
 @dataclass(frozen=True)
 class Constant:
-    """The integer `value` in the call of `node` is the number of positions of `dim`."""
+    """An integer in the call of `node` is the number of positions of `dim`.
+
+    Attributes:
+        node: the call.
+        argument: name of the argument in the operator's schema.
+        index: which element of the argument, where that is a list.
+        dim: what it counts.
+        sign: -1 where the call counts from the end.
+        source: where the forward pass takes it from; None where that is not known.
+    """
 
     node: fx.Node
-    value: int
+    argument: str
+    index: int | None
     dim: DimType
+    sign: int = 1
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +125,19 @@ class Typing:
         """Note that removing part of `dim` is not exact."""
         self.remarks.append(Remark(dim, text))
 
-    def constant(self, node: fx.Node, dim: DimType) -> None:
-        """Note that the call of `node` names the size of `dim` as a number."""
-        self.constants.append(Constant(node, dim.size, dim))
+    def constant(self, node: fx.Node, dim: DimType, argument: str, index: int | None = None, sign: int = 1) -> None:
+        """Note that the call of `node` names the size of `dim` as a number, if it does."""
+        given = arguments(node).get(argument)
+        values = list(given) if isinstance(given, list | tuple) else [given]
+        place = index or 0
+        if place < len(values) and type(values[place]) is int and values[place] == sign * dim.size:
+            source = self.program.sizes.source(node, values, place)
+            self.constants.append(Constant(node, argument, index, dim, sign, source))
+
+    def constants_of(self, node: fx.Node, dims: Sequence[DimType], argument: str) -> None:
+        """Note that a list argument of `node` names the sizes of `dims`, one after the other."""
+        for index, dim in enumerate(dims):
+            self.constant(node, dim, argument, index)
 
     def count_macs(self, node: fx.Node, dims: Sequence[DimType], times: int = 1) -> None:
         """Note what `node` costs."""

@@ -1,8 +1,9 @@
 """Integers in modules that must follow the tensors: `out_channels`, `groups`, `num_heads`, ...
 
-Modules of torch tell their sizes by their tensors, so a small table rewrites those. In any other
-module the shape constants of the program are traced to attributes that hold the same number; each is
-a proposal, and the caller verifies.
+The program knows from which attribute each integer of its calls was taken (`graph.sizes`): new values are
+solved for. Attributes that no operator reads, but people do, follow by a small table for torch's own
+modules. Where a program does not know its sources, attributes that hold the same number are proposals.
+The caller verifies in every case.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.graph.groups import Structure, count
+from secateur.errors import SurgeryError
+from secateur.graph.groups import Structure
+from secateur.graph.settle import count, equations
 from secateur.types import Rewrite
 
 Value = int | tuple[int, ...]
@@ -29,15 +32,46 @@ class Demand:
     after: int
 
 
-def demands(structure: Structure, widths: Mapping[str, int]) -> list[Demand]:
-    """Shape constants of the program that a cut to `widths` (units kept in a row) changes."""
-    kept = {axis: widths[name] for axis, (name, _) in structure.axis_groups.items() if name in widths}
+def demands(structure: Structure, widths: Mapping[str, int], *, with_source: bool = True) -> list[Demand]:
+    """Shape constants of the program that a cut to `widths` (units kept in a row) changes.
+
+    Without `with_source`: those alone of which it is not known where the forward pass takes them from.
+    """
+    kept = kept_units(structure, widths)
     found = []
     for constant in structure.typing.constants:
         after = count(structure.typing.unifier.resolve(constant.dim), kept)
-        if after != constant.value:
-            found.append(Demand(module_stack(constant.node), str(constant.node.target), constant.value, after))
+        if after != constant.dim.size and (with_source or constant.source is None):
+            found.append(Demand(module_stack(constant.node), str(constant.node.target), constant.dim.size, after))
     return list(dict.fromkeys(found))
+
+
+def kept_units(structure: Structure, widths: Mapping[str, int]) -> dict[int, int]:
+    """Axis id -> units that stay, for groups that keep `widths[name]` units in a row."""
+    return {axis: widths[name] for axis, (name, _) in structure.axis_groups.items() if name in widths}
+
+
+def solved(structure: Structure, widths: Mapping[str, int]) -> list[Rewrite]:
+    """The attributes from which the forward pass takes sizes, with the values that a cut needs.
+
+    Raises:
+        SurgeryError: two places need different values of one attribute.
+    """
+    kept = kept_units(structure, widths)
+    values, wrong = equations(structure.typing).attributes(kept)
+    if wrong is not None:
+        after = count(structure.typing.unifier.resolve(wrong.dim), kept)
+        path = next(iter(module_stack(wrong.node)), "")
+        raise SurgeryError(
+            f"module {path!r}, operator {wrong.node.target}: it names the size {wrong.dim.size} where {after} is "
+            "needed, and no value of the attributes it is computed from gives that in every place; "
+            "pass the module's name in ignore=[...]"
+        )
+    return [
+        Rewrite(a.module, a.name if a.index is None else f"{a.name}[{a.index}]", a.value, value)
+        for a, value in values.items()
+        if value != a.value
+    ]
 
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:
@@ -121,8 +155,18 @@ def revert(model: nn.Module, rewrites: tuple[Rewrite, ...]) -> None:
 
 
 def _set(module: nn.Module, attribute: str, value: Value) -> None:
-    is_list = isinstance(getattr(module, attribute), list)
-    setattr(module, attribute, list(value) if is_list and isinstance(value, tuple) else value)
+    *path, name = attribute.split(".")
+    holder: Any = module
+    for step in path:
+        holder = getattr(holder, step)
+    name, _, index = name.rstrip("]").partition("[")
+    old = getattr(holder, name)
+    if index:
+        items = list(old)
+        items[int(index)] = value
+        value = items  # type: ignore[assignment]
+    # Plain assignment would go through setters that check or convert.
+    vars(holder)[name] = type(old)(value) if isinstance(old, tuple | list) else value
 
 
 def _candidates(path: str, module: nn.Module, changes: Mapping[int, int]) -> Iterator[Rewrite]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.groups import Structure, structure
 from secateur.graph.trace import Program, canonical_names, in_eval_mode, named_state
-from secateur.surgery.attributes import Demand, apply, demands, proposals, revert, rewrite_known, trials
+from secateur.surgery.attributes import Demand, apply, demands, proposals, revert, rewrite_known, solved, trials
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.tensors import gather, kept_positions, replace_state
@@ -61,8 +61,11 @@ def cut_model(model: nn.Module, plan: Plan, *, program: Program, verify: bool = 
     _check_program(model, program)
     small = copy.deepcopy(model)
     _cut_tensors(small, found, plan)
-    wanted = demands(found, _widths(found, plan))
-    rewrites = rewrite_known(small, wanted)
+    widths = _widths(found, plan)
+    rewrites = solved(found, widths)
+    apply(small, tuple(rewrites))
+    rewrites += rewrite_known(small, demands(found, widths))
+    wanted = demands(found, widths, with_source=False)
     touched = [group for group in found.groups if group.name in plan.keep]
     check = _Check(model, tuple(touched), plan, program, compare=verify and all(g.exact for g in touched))
     rewrites += _rewrite_rest(small, wanted, check)

@@ -27,9 +27,19 @@ def view_rule(typing: Typing, node: fx.Node) -> Dims:
         i, j = _run(dims, targets)
         typing.unify(_product(dims[:i]), _product(targets[:j]))
         dims, targets = dims[i:], targets[j:]
-    for dim in fresh:
-        typing.constant(node, dim)
+    _name_sizes(typing, node, fresh)
     return fresh
+
+
+def _name_sizes(typing: Typing, node: fx.Node, dims: Dims) -> None:
+    """A view or an expansion names the sizes of its result; unflatten only those of the parts."""
+    named = arguments(node)
+    if "sizes" in named:
+        start = named["dim"] % len(typing.dims(node.args[0]))
+        typing.constants_of(node, dims[start : start + len(named["sizes"])], "sizes")
+    for argument in ("size", "shape"):
+        if argument in named:
+            typing.constants_of(node, dims, argument)
 
 
 def _run(a: Sequence[DimType], b: Sequence[DimType]) -> tuple[int, int]:
@@ -90,8 +100,7 @@ def expand_rule(typing: Typing, node: fx.Node) -> Dims:
         old if old is not None and old.size == n else typing.fresh((n,))[0]
         for old, n in zip(padded, shape, strict=True)
     )
-    for dim in result:
-        typing.constant(node, dim)
+    _name_sizes(typing, node, result)
     return result
 
 
@@ -143,11 +152,14 @@ def split_rule(typing: Typing, node: fx.Node) -> list[Types]:
     assert isinstance(shapes, list)
     pieces = typing.fresh([shape[along] for shape in shapes])
     typing.unify(dims[along], Concat(pieces))
-    if len({p.size for p in pieces}) == 1 and len(pieces) > 1:
+    is_one_number = operator_name(node) in {"aten.chunk", "aten.split"} and not isinstance(named.get("split_size"), list)
+    if is_one_number and len({p.size for p in pieces}) == 1 and len(pieces) > 1:
         typing.families.append(pieces)
-    for piece in pieces:
-        typing.constant(node, piece)
-    if len({p.size for p in pieces}) > 1 and operator_name(node) in {"aten.chunk", "aten.split"}:
+    if is_one_number:
+        typing.constant(node, pieces[0], "split_size")
+    else:
+        typing.constants_of(node, pieces, "split_sizes" if "split_sizes" in named else "split_size")
+    if len({p.size for p in pieces}) > 1 and is_one_number:
         typing.fix(pieces, "a split into pieces of unequal size by one number")
     return [(*dims[:along], piece, *dims[along + 1 :]) for piece in pieces]
 
@@ -185,15 +197,29 @@ def slice_rule(typing: Typing, node: fx.Node) -> Dims:
     size, taken = dims[along].size, shape[along]
     if size == taken:
         return tuple(dims)
-    if named.get("step", 1) != 1:
-        typing.fix([dims[along]], "a slice with gaps")
-        return (*dims[:along], Fixed(taken, "a slice with gaps"), *dims[along + 1 :])
+    step = named.get("step", 1)
+    if step != 1:
+        return (*dims[:along], _every(typing, node, dims[along], step, taken), *dims[along + 1 :])
     start = min(max((named.get("start") or 0) + (size if (named.get("start") or 0) < 0 else 0), 0), size)
     before, middle, after = typing.fresh([start, taken, size - start - taken])
     typing.unify(dims[along], Concat((before, middle, after)))
-    # The bounds of a slice are constants of the forward pass; what lies before it must not move.
-    typing.fix([before, middle, after], "a slice with constant bounds")
+    typing.constant(node, before, "start")
+    typing.constant(node, Concat((middle, after)), "start", sign=-1)
+    typing.constant(node, Concat((before, middle)), "end")
+    typing.constant(node, after, "end", sign=-1)
     return (*dims[:along], middle, *dims[along + 1 :])
+
+
+def _every(typing: Typing, node: fx.Node, dim: DimType, step: int, taken: int) -> DimType:
+    """Every `step`-th position of a whole dimension, which is then (taken, step)."""
+    named = arguments(node)
+    is_whole = 0 <= (named.get("start") or 0) < step and taken * step == dim.size
+    if not is_whole or (named.get("end") or dim.size) < dim.size:
+        typing.fix([dim], "a slice with gaps")
+        return Fixed(taken, "a slice with gaps")
+    (kept,) = typing.fresh((taken,))
+    typing.unify(dim, Product((kept, Fixed(step, "taken in turn"))))
+    return kept
 
 
 def pad_rule(typing: Typing, node: fx.Node) -> Dims:

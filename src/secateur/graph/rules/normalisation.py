@@ -30,8 +30,8 @@ def layer_norm_rule(typing: Typing, node: fx.Node) -> Dims:
         if isinstance(named.get(name), fx.Node):
             for own, dim in zip(typing.dims(named[name]), normalised, strict=True):
                 typing.unify(own, dim)
+    typing.constants_of(node, normalised, "normalized_shape")
     for dim in normalised:
-        typing.constant(node, dim)
         typing.remark(dim, f"{operator_name(node).removeprefix('aten.')} normalises over it")
     return dims
 
@@ -41,7 +41,7 @@ def group_norm_rule(typing: Typing, node: fx.Node) -> Dims:
     named = arguments(node)
     dims = typing.dims(named["input"])
     group = typing.unifier.fresh(int(named["num_groups"]))
-    typing.constant(node, group)
+    typing.constant(node, group, "num_groups")
     within = typing.unifier.fresh(dims[1].size // group.size)
     typing.unify(dims[1], Product((group, within)))
     for name in ("weight", "bias"):

@@ -36,8 +36,7 @@ def filled_rule(typing: Typing, node: fx.Node) -> Dims:
     shape = shape_of(node)
     assert isinstance(shape, tuple)
     dims = typing.fresh(shape)
-    for dim in dims:
-        typing.constant(node, dim)
+    typing.constants_of(node, dims, "size")
     return dims
 
 

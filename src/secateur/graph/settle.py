@@ -1,0 +1,261 @@
+"""Which axes a forward pass lets change, and which only together.
+
+A cut model runs if every integer that its forward pass names is what the cut tensors need. Integers that
+come from attributes can be rewritten; the same attribute in two places ties two axes; an integer that
+is written down as a number fixes the axis that it counts.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves
+from secateur.graph.sizes import Attribute, Extent, Literal, evaluate, solve, source_leaves
+from secateur.graph.typing import Constant, Typing, operator_name
+
+Widths = Mapping[int, int]
+"""Axis id -> units that stay; an axis that is not named keeps all."""
+
+
+def settle(typing: Typing) -> None:
+    """Fix what the forward pass cannot follow, and tie what it can only follow together."""
+    for constant in typing.constants:
+        if isinstance(constant.source, Literal):
+            typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
+    typing.families += _counted_alike(typing.constants)
+    settle_families(typing)
+    _try_every_axis(typing)
+    settle_families(typing)
+
+
+_WRITTEN = "the forward pass gives {} its size as a number, not from an attribute or a shape"
+_UNFOLLOWED = "no attribute of the model makes {} follow it"
+
+
+def count(dim: DimType, widths: Widths) -> int:
+    """Positions of a resolved type that are left when each axis keeps `widths[id]` units.
+
+    >>> count(Product((Fixed(2), Axis(7, 5))), {7: 3})
+    6
+    """
+    match dim:
+        case Axis(id_, size):
+            return widths.get(id_, size)
+        case Fixed(size):
+            return size
+        case Product(factors):
+            total = 1
+            for factor in factors:
+                total *= count(factor, widths)
+            return total
+        case Concat(parts):
+            return sum(count(part, widths) for part in parts)
+
+
+def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:
+    """Dimensions whose sizes come from one attribute stay equally wide."""
+    counted: dict[Attribute, dict[DimType, None]] = defaultdict(dict)
+    for constant in constants:
+        if isinstance(constant.source, Attribute) and constant.sign == 1:
+            counted[constant.source][constant.dim] = None
+    return [tuple(dims) for dims in counted.values() if len(dims) > 1]
+
+
+def settle_families(typing: Typing) -> None:
+    """Axes that must stay equally wide: one fixed, all fixed; layouts that differ cannot be kept equal."""
+    changed = True
+    while changed:
+        changed = False
+        for family in typing.families:
+            changed |= _settle(typing, [typing.unifier.resolve(dim) for dim in family])
+
+
+def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
+    free = [dim for dim in family if not isinstance(dim, Fixed)]
+    fixed = [dim for dim in family if isinstance(dim, Fixed)]
+    if not free or (not fixed and len(set(free)) == 1):
+        return False
+    if fixed:
+        typing.fix(free, fixed[0].reason or "it must stay as wide as an axis that is fixed")
+        return True
+    if all(isinstance(dim, Axis) for dim in free):
+        return False
+    if any(isinstance(dim, Product) for dim in free):
+        typing.fix(free, "it must stay as wide as an axis of another layout")
+        return True
+    for dim in free[1:]:
+        typing.unify(free[0], dim)
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Equations:
+    """What must hold for the forward pass to run: each constant is the size of its dimension.
+
+    Attributes:
+        typing: the types.
+        constants: those with a source that is not a plain number.
+        dims: the resolved type that each counts.
+        touching: axis id -> constants that count it or are computed from it.
+        using: attribute -> constants computed from it.
+    """
+
+    typing: Typing
+    constants: tuple[Constant, ...]
+    dims: tuple[DimType, ...]
+    touching: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    using: Mapping[Attribute, Sequence[int]] = field(default_factory=dict)
+
+    def wanted(self, number: int, widths: Widths) -> int:
+        """The value that constant `number` must have."""
+        return self.constants[number].sign * count(self.dims[number], widths)
+
+    def attributes(self, widths: Widths) -> tuple[dict[Attribute, int], Constant | None]:
+        """New values of attributes under which every constant is right, and the first that none makes right."""
+        found: dict[Attribute, int] = {}
+        pending = sorted({n for axis in widths for n in self.touching.get(axis, ())}, key=self._is_compound)
+        done: set[int] = set()
+        while pending:
+            number = pending.pop(0)
+            done.add(number)
+            before = set(found)
+            if not self._satisfy(number, widths, found):
+                return found, self.constants[number]
+            for attribute in set(found) - before:
+                pending += [n for n in self.using[attribute] if n not in pending and (n not in done or n == number)]
+        wrong = (n for n in self._affected(widths, found) if not self._holds(n, widths, found))
+        return found, next((self.constants[n] for n in wrong), None)
+
+    def _affected(self, widths: Widths, found: Iterable[Attribute]) -> list[int]:
+        numbers = {n for axis in widths for n in self.touching.get(axis, ())}
+        return sorted(numbers | {n for attribute in found for n in self.using[attribute]})
+
+    def _is_compound(self, number: int) -> tuple[bool, int]:
+        return not isinstance(self.constants[number].source, Attribute), number
+
+    def _holds(self, number: int, widths: Widths, found: Mapping[Attribute, int]) -> bool:
+        value = self._value(number, widths, found, None)
+        return value is None or value == self.wanted(number, widths)
+
+    def _value(
+        self, number: int, widths: Widths, found: Mapping[Attribute, int], unknown: Attribute | None
+    ) -> int | None:
+        source = self.constants[number].source
+        assert source is not None
+        return evaluate(source, lambda leaf: self._leaf(leaf, widths, found, unknown))
+
+    def _leaf(
+        self, leaf: Attribute | Extent, widths: Widths, found: Mapping[Attribute, int], unknown: Attribute | None
+    ) -> int | None:
+        if isinstance(leaf, Attribute):
+            return None if leaf == unknown else found.get(leaf, leaf.value)
+        dim = extent_dim(self.typing, leaf)
+        return None if dim is None else count(dim, widths)
+
+    def _satisfy(self, number: int, widths: Widths, found: dict[Attribute, int]) -> bool:
+        """Make a constant right, by giving a value to an attribute that has none yet if need be."""
+        if self._holds(number, widths, found):
+            source = self.constants[number].source
+            if isinstance(source, Attribute):
+                found.setdefault(source, self.wanted(number, widths))
+            return True
+        source, wanted = self.constants[number].source, self.wanted(number, widths)
+        assert source is not None
+        for leaf in dict.fromkeys(source_leaves(source)):
+            if not isinstance(leaf, Attribute) or leaf in found:
+                continue
+            solved = solve(source, wanted, lambda other, leaf=leaf: self._leaf(other, widths, found, leaf))
+            if solved and self._gives(number, widths, found | dict([solved])):
+                found.update([solved])
+                return True
+        return False
+
+    def _gives(self, number: int, widths: Widths, found: Mapping[Attribute, int]) -> bool:
+        return self._value(number, widths, found, None) == self.wanted(number, widths)
+
+
+def equations(typing: Typing) -> Equations:
+    """The equations of a typed program, indexed by axis and by attribute."""
+    constants = tuple(c for c in typing.constants if c.source is not None and not isinstance(c.source, Literal))
+    dims = tuple(typing.unifier.resolve(c.dim) for c in constants)
+    touching: dict[int, list[int]] = defaultdict(list)
+    using: dict[Attribute, list[int]] = defaultdict(list)
+    for number, (constant, dim) in enumerate(zip(constants, dims, strict=True)):
+        assert constant.source is not None
+        held = [dim]
+        for leaf in source_leaves(constant.source):
+            if isinstance(leaf, Attribute):
+                using[leaf].append(number)
+            elif isinstance(leaf, Extent) and (of := extent_dim(typing, leaf)) is not None:
+                held.append(of)
+        for axis in {axis.id for d in held for axis in leaves(d)}:
+            touching[axis].append(number)
+    return Equations(typing, constants, dims, touching, using)
+
+
+def extent_dim(typing: Typing, extent: Extent) -> DimType | None:
+    """The type whose size the forward pass read off a tensor's shape; None if the tensor is not known."""
+    if extent.call is None:
+        return None
+    node = typing.program.sizes.makers.get((extent.call, extent.place))
+    types = typing.values.get(node) if node is not None else None
+    if not isinstance(types, tuple) or extent.dim >= len(types):
+        return None
+    dim = typing.unifier.resolve(types[extent.dim])
+    return dim if dim.size == extent.value else None
+
+
+def _try_every_axis(typing: Typing) -> None:
+    """Shrink each bundle of axes that must stay equally wide, and see whether the forward pass could follow."""
+    changed = True
+    while changed:
+        system = equations(typing)
+        changed = any([_try(typing, system, bundle) for bundle in _bundles(typing, system)])
+
+
+def _bundles(typing: Typing, system: Equations) -> list[frozenset[int]]:
+    """Axes that some constant depends on, together with those that must stay as wide."""
+    together: dict[int, frozenset[int]] = {axis: frozenset([axis]) for axis in system.touching}
+    for family in typing.families:
+        own = {axis.id for dim in family for axis in leaves(typing.unifier.resolve(dim))}
+        whole = frozenset(itertools.chain.from_iterable(together.get(axis, {axis}) for axis in own))
+        together.update(dict.fromkeys(whole, whole))
+    return list(dict.fromkeys(together[axis] for axis in system.touching))
+
+
+def _try(typing: Typing, system: Equations, bundle: frozenset[int]) -> bool:
+    """Tie or fix a bundle that cannot change alone; whether anything was done."""
+    sizes = {axis.id: axis for dim in system.dims for axis in leaves(dim)}
+    own = [sizes[id_] for id_ in bundle if id_ in sizes]
+    if any(isinstance(typing.unifier.resolve(axis), Fixed) for axis in own) or not own:
+        return False
+    wrong = _fails(system, own)
+    if wrong is None:
+        return False
+    for more in _companions(typing, system, own, wrong):
+        if _fails(system, [*own, *more]) is None:
+            typing.families.append((own[0], *more))
+            return True
+    typing.fix(own, _UNFOLLOWED.format(operator_name(wrong.node).removeprefix("aten.")))
+    return True
+
+
+def _fails(system: Equations, axes: Sequence[Axis]) -> Constant | None:
+    return system.attributes({axis.id: axis.size - 1 for axis in axes})[1]
+
+
+def _companions(
+    typing: Typing, system: Equations, own: Sequence[Axis], wrong: Constant
+) -> Iterable[tuple[Axis, ...]]:
+    """Axes of the same size that the failing constant also depends on: each alone, then all."""
+    assert wrong.source is not None
+    dims = [typing.unifier.resolve(wrong.dim)]
+    extents = [leaf for leaf in source_leaves(wrong.source) if isinstance(leaf, Extent)]
+    dims += [dim for extent in extents if (dim := extent_dim(typing, extent)) is not None]
+    known = {axis.id for axis in own}
+    others = list(dict.fromkeys(axis for dim in dims for axis in leaves(dim)))
+    others = [axis for axis in others if axis.id not in known and axis.size == own[0].size]
+    yield from ((axis,) for axis in others)
+    if len(others) > 1:
+        yield tuple(others)

@@ -1,0 +1,323 @@
+"""Where the integers in the calls of operators come from.
+
+A forward pass that reads `self.heads` and hands it to `view` will follow a cut once that attribute is
+rewritten; one that says `view(-1, 12)` never will. To tell them apart, the integers that modules hold
+and those that tensors' shapes give are replaced, for the one run that is traced, by integers that
+remember their source and pass it on through arithmetic.
+"""
+
+import contextlib
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx.traceback
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+KEY = "secateur_call"
+DEPTH = 2  # a configuration inside a configuration is as deep as attributes are looked for
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number that the forward pass writes down itself."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """`holder.name` of the module at `module`, or its element `index`.
+
+    The name may lead through plain objects: `config.hidden_size`.
+    """
+
+    module: str
+    name: str
+    value: int
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Dimension `dim` of the shape of a tensor; `call` and `place` say which, None if that is not known."""
+
+    value: int
+    dim: int
+    call: int | None = None
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Two sources and what is done with them."""
+
+    symbol: str
+    left: "Source"
+    right: "Source"
+    value: int
+
+
+Source = Literal | Attribute | Extent | Arithmetic
+
+OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+
+
+def evaluate(source: Source, known: Callable[[Attribute | Extent], int | None]) -> int | None:
+    """The value of `source` under `known`; None where it depends on something unknown.
+
+    >>> half = Arithmetic("//", Extent(8, 1), Literal(2), 4)
+    >>> evaluate(half, lambda leaf: 6)
+    3
+    """
+    match source:
+        case Literal(value):
+            return value
+        case Arithmetic(symbol, left, right):
+            a, b = evaluate(left, known), evaluate(right, known)
+            if a is None or b is None or (symbol in {"//", "%"} and b == 0):
+                return None
+            return OPERATIONS[symbol](a, b)
+        case _:
+            return known(source)
+
+
+def source_leaves(source: Source) -> Iterator[Literal | Attribute | Extent]:
+    """The sources that arithmetic was done with."""
+    if isinstance(source, Arithmetic):
+        yield from source_leaves(source.left)
+        yield from source_leaves(source.right)
+    else:
+        yield source
+
+
+def solve(
+    source: Source, wanted: int, known: Callable[[Attribute | Extent], int | None]
+) -> tuple[Attribute, int] | None:
+    """The one unknown attribute in `source` and the value that makes `source` equal `wanted`.
+
+    >>> heads, width = Attribute("", "heads", 4), Attribute("", "width", 24)
+    >>> solve(Arithmetic("//", width, heads, 6), 6, {heads: 3}.get)
+    (Attribute(module='', name='width', value=24, index=None), 18)
+    """
+    match source:
+        case Attribute():
+            return (source, wanted) if known(source) is None else None
+        case Arithmetic(symbol, left, right):
+            a, b = evaluate(left, known), evaluate(right, known)
+            if b is not None and a is None:
+                inverse = {"+": wanted - b, "-": wanted + b, "*": wanted // b if b else 0, "//": wanted * b}
+                return solve(left, inverse[symbol], known) if symbol in inverse else None
+            if a is not None and b is None:
+                inverse = {"+": wanted - a, "-": a - wanted, "*": wanted // a if a else 0}
+                return solve(right, inverse[symbol], known) if symbol in inverse else None
+    return None
+
+
+class Sized(int):
+    """An integer that remembers its source; arithmetic with integers passes it on."""
+
+    source: Source
+
+    def __new__(cls, source: Source) -> "Sized":
+        """The integer that `source` gives now."""
+        made = super().__new__(cls, source.value)
+        made.source = source
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sized":
+        return self
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
+def source_of(value: int) -> Source:
+    """Where an integer comes from; a plain one was written down."""
+    return value.source if isinstance(value, Sized) else Literal(int(value))
+
+
+def _arithmetic(name: str, symbol: str, *, swapped: bool) -> Callable[[Sized, Any], Any]:
+    plain = getattr(int, name)
+
+    def method(self: Sized, other: Any) -> Any:
+        result = plain(self, other)
+        if type(result) is not int or isinstance(other, bool):
+            return result
+        left, right = (source_of(other), self.source) if swapped else (self.source, source_of(other))
+        return Sized(Arithmetic(symbol, left, right, result))
+
+    return method
+
+
+for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod"}.items():
+    setattr(Sized, f"__{_name}__", _arithmetic(f"__{_name}__", _symbol, swapped=False))
+    setattr(Sized, f"__r{_name}__", _arithmetic(f"__r{_name}__", _symbol, swapped=True))
+
+
+class SizeRecorder(TorchFunctionMode):
+    """Hands out shapes that remember their tensors, and notes the integers of every call.
+
+    While a program is traced under it, each node's meta data say which call made the node.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Source, ...]] = []
+        self._made: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, tagging what it says of shapes and noting which integers it was given."""
+        kwargs = dict(kwargs or {})
+        if func in SHAPES:
+            return self._tagged_shape(args[0], func(*args, **kwargs), args[1:] or tuple(kwargs.values()))
+        if func in UNTRACED:
+            return func(*args, **kwargs)
+        call = len(self.calls)
+        self.calls.append(tuple(source_of(leaf) for leaf in _integers((args, kwargs))))
+        with torch.fx.traceback.annotate({KEY: call}):
+            result = func(*args, **kwargs)
+        for place, leaf in enumerate(pytree.tree_leaves(result)):
+            if isinstance(leaf, Tensor):
+                self._made[id(leaf)] = (weakref.ref(leaf), call, place)
+        return result
+
+    def _tagged_shape(self, tensor: Tensor, result: Any, dim: tuple[Any, ...]) -> Any:
+        reference, call, place = self._made.get(id(tensor), (None, None, 0))
+        if reference is None or reference() is not tensor:
+            call = None
+        if isinstance(result, torch.Size):
+            return torch.Size(
+                [Sized(Extent(n, k, call, place)) if type(n) is int else n for k, n in enumerate(result)]
+            )
+        return Sized(Extent(result, dim[0] % tensor.ndim, call, place)) if type(result) is int else result
+
+
+SHAPES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
+UNTRACED = frozenset({torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.is_contiguous, torch.Tensor.__len__})
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """Every integer in nested arguments, slices included, in order."""
+    match value:
+        case bool() | None:
+            return
+        case int():
+            yield value
+        case slice():
+            yield from _integers((value.start, value.stop, value.step))
+        case tuple() | list():
+            for item in value:
+                yield from _integers(item)
+        case dict():
+            yield from _integers(tuple(value.values()))
+
+
+@contextlib.contextmanager
+def tagged_attributes(model: nn.Module) -> Iterator[None]:
+    """Let every integer that a module holds remember where it is held; undone at the end.
+
+    Integers, tuples and lists of them, and those in plain objects such as configurations.
+    """
+    seen: set[int] = set()
+    try:
+        for path, module in model.named_modules():
+            _tag(path, "", vars(module), seen, DEPTH)
+        yield
+    finally:
+        seen.clear()
+        for module in model.modules():
+            _untag(vars(module), seen, DEPTH)
+
+
+def _tag(path: str, prefix: str, held: dict[str, Any], seen: set[int], depth: int) -> None:
+    for name, value in list(held.items()):
+        full = f"{prefix}{name}"
+        if name.startswith("__"):
+            continue
+        if type(value) is int:
+            held[name] = Sized(Attribute(path, full, value))
+        elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+            held[name] = type(value)(Sized(Attribute(path, full, v, k)) for k, v in enumerate(value))
+        elif depth and _is_plain(value) and id(value) not in seen:
+            seen.add(id(value))
+            _tag(path, f"{full}.", vars(value), seen, depth - 1)
+
+
+def _untag(held: dict[str, Any], seen: set[int], depth: int) -> None:
+    for name, value in list(held.items()):
+        if isinstance(value, Sized):
+            held[name] = int(value)
+        elif type(value) in (tuple, list) and any(isinstance(v, Sized) for v in value):
+            held[name] = type(value)(int(v) if isinstance(v, Sized) else v for v in value)
+        elif isinstance(value, torch.Size):
+            held[name] = torch.Size([int(n) for n in value])
+        elif depth and _is_plain(value) and id(value) not in seen:
+            seen.add(id(value))
+            _untag(vars(value), seen, depth - 1)
+
+
+def _is_plain(value: Any) -> bool:
+    """An object of the user's that holds settings, not a module, a tensor, a function or a class."""
+    is_other = isinstance(value, nn.Module | Tensor | type) or callable(value)
+    return hasattr(value, "__dict__") and isinstance(vars(value), dict) and not is_other
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The integers of every node of a program.
+
+    Attributes:
+        of_node: node -> sources of the integers in the call that made it, in order.
+        makers: (call, place) -> node whose result it is.
+    """
+
+    of_node: Mapping[fx.Node, tuple[Source, ...]] = field(default_factory=dict)
+    makers: Mapping[tuple[int, int], fx.Node] = field(default_factory=dict)
+
+    def source(self, node: fx.Node, values: Sequence[int], index: int) -> Source | None:
+        """The source of `values[index]` in the call of `node`; None if there is no such record.
+
+        Args:
+            node: a node of the program.
+            values: integers that follow one another in the call, such as the sizes of a view.
+            index: which of them.
+        """
+        sources = self.of_node.get(node, ())
+        found = [s.value for s in sources]
+        for start in range(len(found) - len(values) + 1):
+            if found[start : start + len(values)] == list(values):
+                return sources[start + index]
+        return next((s for s in sources if s.value == values[index]), None)
+
+
+def read_sizes(graph: fx.Graph, calls: list[tuple[Source, ...]]) -> Sizes:
+    """Match the nodes of a traced graph with the calls that were noted while it was traced."""
+    of_node: dict[fx.Node, tuple[Source, ...]] = {}
+    makers: dict[tuple[int, int], fx.Node] = {}
+    for node in graph.nodes:
+        call = (node.meta.get("custom") or {}).get(KEY)
+        if call is None:
+            continue
+        of_node[node] = calls[call]
+        is_item = node.target is operator.getitem
+        makers[call, node.args[1] if is_item else 0] = node
+        node.args, node.kwargs = pytree.tree_map(_plain, (node.args, node.kwargs))
+    return Sizes(of_node, makers)
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Sized) else value

@@ -1,0 +1,179 @@
+"""The law of surgery, on one network: the cut model is the masked model, smaller, in the user's own class."""
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.graph.groups import Structure, structure
+from secateur.graph.trace import Program, trace
+from secateur.measures.cost import measure
+from secateur.surgery.cut import cut
+from secateur.surgery.mask import mask
+from secateur.surgery.plan import Plan, plan, plan_widths
+from secateur.types import Group
+from zoo.entry import Entry, prepared
+
+
+@dataclass
+class Verdict:
+    """What became of one network.
+
+    Attributes:
+        exact: every plan was cut, and equals the masked network.
+        failure: the first thing that broke, in words.
+        coverage: share of the weight dimensions that could be pruned which lie in a group.
+        causes: reason -> positions that it fixed.
+    """
+
+    name: str
+    exact: bool = False
+    failure: str = ""
+    groups: int = 0
+    granularities: dict[str, int] = field(default_factory=dict)
+    coverage: float = 0.0
+    causes: dict[str, int] = field(default_factory=dict)
+    macs_left: float = 1.0
+    params_m: float = 0.0
+    trace_s: float = 0.0
+    structure_s: float = 0.0
+    total_s: float = 0.0
+    recorded: bool = False
+    worst_error: float = 0.0
+
+
+def examine(entry: Entry, *, every_plan: bool = True) -> Verdict:
+    """Hold one network to the law."""
+    verdict = Verdict(entry.name)
+    begun = time.perf_counter()
+    try:
+        _examine(entry, verdict, every_plan=every_plan)
+        verdict.exact = True
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        verdict.failure = f"{type(error).__name__}: {text[:600]}"
+    verdict.total_s = round(time.perf_counter() - begun, 2)
+    return verdict
+
+
+def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
+    model = prepared(entry)
+    before = copy.deepcopy(model.state_dict())
+    verdict.params_m = round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
+    args, kwargs = entry.inputs(2)
+    started = time.perf_counter()
+    program = trace(model, args, kwargs)
+    verdict.trace_s = round(time.perf_counter() - started, 2)
+    started = time.perf_counter()
+    found = structure(program)
+    verdict.structure_s = round(time.perf_counter() - started, 2)
+    _describe(found, verdict)
+    exact = [g for g in found.groups if g.exact]
+    if not exact:
+        raise AssertionError("no exact group")
+    for number, chosen in enumerate(plans(exact, every_plan=every_plan)):
+        small = _hold(entry, model, program, chosen, verdict)
+        _same_state(model, before)
+        if number == 0:
+            verdict.macs_left = round(_costs(small, chosen, program, args, kwargs), 3)
+    _again(entry, small)
+
+
+def plans(groups: Sequence[Group], *, every_plan: bool) -> list[Plan]:
+    """Half of each group; then, with `every_plan`, widths drawn for each group, nearly all, and one unit."""
+    half = plan(groups, _scores(groups, 1), sparsity=0.5)
+    if not every_plan:
+        return [half]
+    draw = torch.Generator().manual_seed(2)
+    drawn = {g.name: (0.0, 0.3, 0.5, 0.9)[int(torch.randint(4, (), generator=draw))] for g in groups}
+    return [
+        half,
+        plan(groups, _scores(groups, 2), sparsity=drawn),
+        plan(groups, _scores(groups, 3), sparsity=0.9),
+        plan_widths(groups, _scores(groups, 4), {g.name: _one_less(g) for g in groups}),
+    ]
+
+
+def _one_less(group: Group) -> int:
+    return max(group.width - group.multiple_of, group.minimum)
+
+
+def _scores(groups: Sequence[Group], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {g.name: torch.rand(g.size, generator=generator) for g in groups}
+
+
+def _hold(entry: Entry, model: nn.Module, program: Program, chosen: Plan, verdict: Verdict) -> nn.Module:
+    small = cut(model, chosen, program=program)
+    assert type(small) is type(model), "the class changed"
+    assert list(small.state_dict()) == list(model.state_dict()), "the keys of the state changed"
+    masked = mask(model, chosen, program=program)
+    for batch in entry.batches:
+        args, kwargs = entry.inputs(batch)
+        expected, got, whole = (tensors(m, args, kwargs) for m in (masked, small, model))
+        scale = max(float(t.abs().max()) for t in expected)
+        moved = max(float((a - b).abs().max()) for a, b in zip(expected, whole, strict=True)) / scale
+        error = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)) / scale
+        verdict.worst_error = max(verdict.worst_error, error)
+        assert moved > 1e-6, f"masking moves the output by {moved:.0e} only: the test has no power"
+        assert error <= 1e-9, f"the cut model differs from the masked one by {error:.1e}"
+    _gradients_flow(small, *entry.inputs(2))
+    return small
+
+
+def tensors(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    """Every real or complex output."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    return [t for t in leaves if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
+
+
+def _gradients_flow(small: nn.Module, args: Any, kwargs: Any) -> None:
+    leaves = pytree.tree_leaves(small(*args, **kwargs))
+    total = sum(t.sum() for t in leaves if isinstance(t, Tensor) and t.requires_grad)
+    assert isinstance(total, Tensor), "no output has a gradient"
+    total.abs().backward()
+    small.zero_grad()
+
+
+def _same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    now = model.state_dict()
+    assert all(torch.equal(now[k], v) or bool(v.isnan().any()) for k, v in before.items()), "the original changed"
+
+
+def _costs(small: nn.Module, chosen: Plan, program: Program, args: Any, kwargs: Any) -> float:
+    measured = measure(small, args, kwargs, latency=False)
+    predicted = chosen.cost(program)
+    assert predicted.params == measured.params, f"parameters: predicted {predicted.params}, got {measured.params}"
+    assert predicted.macs == measured.macs, f"MACs: predicted {predicted.macs}, measured {measured.macs}"
+    return measured.macs / max(Plan({}, {}).cost(program).macs, 1)
+
+
+def _again(entry: Entry, small: nn.Module) -> None:
+    """A cut model can be traced and cut once more."""
+    args, kwargs = entry.inputs(2)
+    program = trace(small, args, kwargs)
+    groups = [g for g in structure(program).groups if g.exact]
+    chosen = plan(groups, _scores(groups, 5), sparsity=0.3)
+    fresh = entry.inputs(entry.batches[0])
+    expected = tensors(mask(small, chosen, program=program), *fresh)
+    got = tensors(cut(small, chosen, program=program), *fresh)
+    scale = max(float(t.abs().max()) for t in expected)
+    error = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)) / scale
+    assert error <= 1e-9, f"a second cut differs by {error:.1e}"
+
+
+def _describe(found: Structure, verdict: Verdict) -> None:
+    verdict.groups = len(found.groups)
+    verdict.granularities = dict(Counter(g.granularity for g in found.groups))
+    verdict.coverage = round(found.coverage(), 4)
+    causes: Counter[str] = Counter()
+    for axis in found.fixed:
+        causes[axis.reason] += axis.size
+    verdict.causes = dict(causes.most_common(8))
