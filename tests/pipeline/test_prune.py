@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.pipeline import prune as job, rounds
+from secateur.storage.curve_store import CurveStore
 from secateur.surgery.plan import plan_widths
 
 
@@ -244,6 +245,79 @@ def test_a_finished_run_repeats_no_round(net: Net, tmp_path: Path, monkeypatch: 
     # One scene is needed for the report: the dense model's.
     assert counts == {"trace": 1, "collect": 1, "retrain": 0}
     assert second.plan == first.plan and second.report_data.rounds == first.report_data.rounds
+
+
+class SmallestFirst:
+    """A criterion of the user's, without a text of its own."""
+
+    needs = frozenset({"weights"})
+
+    def __init__(self, power: float) -> None:
+        self.power = power
+
+    def __call__(self, group, statistics) -> Tensor:
+        return sc.Magnitude(self.power)(group, statistics)
+
+
+def with_functions(run_dir: Path, *, rate: float = 3e-3, power: float = 1.0, scale: float = 1.0) -> sc.Result:
+    """A run whose settings are functions and objects, made anew at each call."""
+    how = sc.Retraining(epochs=1, optimizer=lambda p: torch.optim.SGD(p, lr=rate))
+    return sc.prune(
+        trained(), ARGS, **DATA, budget=sc.Budget(macs=0.5), retrain=how, controls=(), run_dir=run_dir,
+        criterion=SmallestFirst(power), metric=lambda o, t: scale * (o.argmax(1) == t).double(),
+        loss=nn.CrossEntropyLoss(), higher_is_better=True, **QUICK,
+    )  # fmt: skip
+
+
+def test_settings_that_are_functions_are_found_again_and_other_ones_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = with_functions(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "retrain", None)
+        patch.setattr(CurveStore, "put", None)
+        again = with_functions(tmp_path)
+    assert again.plan == first.plan and "0x" not in (tmp_path / "settings.json").read_text()
+    assert "0x" not in again.report_data.model_dump_json()
+    for name, change in (("retrain", {"rate": 1e-3}), ("criterion", {"power": 2.0}), ("metric", {"scale": 2.0})):
+        with pytest.raises(sc.StoreError, match=rf"a run with {name}=.*; this one has {name}="):
+            with_functions(tmp_path, **change)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished")
+    bad(tolerance=None, budget=sc.Budget(macs=0.6), run_dir=path)
+    return path
+
+
+class OtherCode(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * super().forward(x)
+
+
+def other_code() -> Net:
+    model = trained()
+    model.__class__ = type("Net", (OtherCode,), {"__qualname__": "Net"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("validation data", {"validation": batches(300, 9)}),
+        ("calibration data", {"train": batches(400, 9)}),
+        ("calibration data", {"calibration": batches(100, 9)}),
+        ("example inputs", {"args": (stripes(16, 9)[0],)}),
+        ("loss", {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}),
+        ("schedule", {"schedule": "linear"}),
+        ("operators", {"model": other_code()}),
+    ],
+)
+def test_saved_rounds_of_other_data_are_refused(finished: Path, name: str, changes: dict) -> None:
+    with pytest.raises(sc.StoreError, match=rf"a run with {name}=.*; this one has {name}=.*: choose another") as said:
+        bad(tolerance=None, budget=sc.Budget(macs=0.6), run_dir=finished, **changes)
+    assert str(finished) in str(said.value)
 
 
 def bad(**changes):

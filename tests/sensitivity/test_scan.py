@@ -13,9 +13,9 @@ from secateur.errors import ArgumentError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import evaluate
-from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.measures.metrics import Metric, accuracy, resolve_loss, resolve_metric
 from secateur.sensitivity.probe import chosen, probe
-from secateur.sensitivity.scan import measure_curves, scan
+from secateur.sensitivity.scan import context_key, fingerprint, measure_curves, scan
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import plan_widths
@@ -94,6 +94,36 @@ def test_a_second_scan_measures_nothing_and_other_data_everything(tmp_path: Path
     assert measured == 2 * len(groups) and again == 0
     assert all(np.array_equal(first[name].damage, second[name].damage) for name in first)
     assert curves(data[:2])[1] == measured
+
+
+def test_functions_made_anew_find_their_points_and_other_ones_do_not(tmp_path: Path) -> None:
+    model, data, _, groups, scores = setting(SOME[0])
+    batches = as_batches(data, "d")
+
+    def scaled(scale: float):
+        return lambda outputs, targets: scale * accuracy(outputs, targets)
+
+    def key(*, scale: float = 1.0, higher: bool = True, smoothing: float = 0.0) -> str:
+        metric = Metric("m", scaled(scale), higher)
+        loss = resolve_loss(torch.nn.CrossEntropyLoss(label_smoothing=smoothing))
+        same = evaluate(model, batches, metric=resolve_metric("accuracy"), loss=resolve_loss("cross_entropy"))
+        return context_key(probe(model, groups, scores, batches, metric=metric, loss=loss, baseline=same))
+
+    assert key() == key()
+    assert len({key(), key(scale=2.0), key(higher=False), key(smoothing=0.1)}) == 4
+
+
+def test_the_fingerprint_of_a_model_holds_no_address() -> None:
+    class Printed(torch.nn.Linear):
+        def extra_repr(self) -> str:
+            return f"function={object()}"
+
+    model = Printed(2, 2)
+    found = fingerprint(model)
+    with torch.no_grad():
+        assert found == fingerprint(model)
+        model.bias[0] += 1
+    assert found != fingerprint(model)
 
 
 def test_sparsities_out_of_range() -> None:

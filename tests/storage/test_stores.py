@@ -67,7 +67,10 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
         assert not first.resumed
     with open_run(tmp_path, {"seed": 0, "folds": [1, 2]}) as again:
         assert again.resumed
-    with pytest.raises(StoreError, match="seed=0; this one has 1"), open_run(tmp_path, {"seed": 1, "folds": [1, 2]}):
+    with (
+        pytest.raises(StoreError, match="a run with seed=0; this one has seed=1:"),
+        open_run(tmp_path, {"seed": 1, "folds": [1, 2]}),
+    ):
         pass
 
 

@@ -13,6 +13,7 @@ from secateur.allocation.certificate import Certificate, certify_paired
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.rules import Magnitude, Random, Taylor
 from secateur.data import Batches, BatchFn, as_batches
+from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError
 from secateur.graph.costs import cost_model
 from secateur.graph.groups import structure
@@ -108,6 +109,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         BudgetError: no allocation meets the budget.
         TraceError: the model cannot be exported.
         DataError, MetricError, NumericalError: unusable data, metric or values.
+        StoreError: the run directory is of other settings, operators or data, or another process uses it.
     """
     _check_arguments(tolerance, budget, rounds, folds, controls)
     if train is None and calibration is None:
@@ -117,17 +119,29 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     clock = _Clock(progress or NoProgress())
     found_metric = resolve_metric(metric, higher_is_better)
     held = as_batches(validation, "validation", batch_fn)
+    calibrating = first_samples(
+        as_batches(calibration if calibration is not None else train, "calibration", batch_fn),
+        calibration_samples,
+        seed=seed,
+    )
+    with clock.stage("trace"):
+        program = trace(model, args, kwargs)
     with contextlib.ExitStack() as stack:
-        settings = {
-            "model": fingerprint(model), "tolerance": tolerance, "budget": repr(budget), "metric": found_metric.name,
-            "criterion": repr(criterion), "sparsities": list(sparsities), "folds": folds, "schedule": str(schedule),
-            "rounds": rounds, "retrain": repr(retrain), "repair": repair, "controls": list(controls),
-            "ignore": list(ignore), "calibration_samples": calibration_samples, "seed": seed,
-        }  # fmt: skip
-        run = stack.enter_context(open_run(Path(run_dir), settings)) if run_dir is not None else None
-        store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite")) if run_dir is not None else None
+        run = store = None
+        if run_dir is not None:
+            settings = {
+                "model": fingerprint(model), "operators": content_hash([without_addresses(str(program.graph))]),
+                "example inputs": content_hash([args, dict(kwargs or {})]),
+                "calibration data": content_hash(calibrating), "validation data": content_hash(held),
+                "metric": describe(replace(found_metric, whole=None)), "loss": describe(loss),
+                "tolerance": tolerance, "budget": describe(budget), "criterion": describe(criterion or Taylor()),
+                "sparsities": list(sparsities), "folds": folds, "schedule": describe(schedule), "rounds": rounds,
+                "retrain": describe(retrain), "repair": repair, "controls": list(controls), "ignore": list(ignore),
+                "calibration_samples": calibration_samples, "seed": seed,
+            }  # fmt: skip
+            run = stack.enter_context(open_run(Path(run_dir), settings))
+            store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite"))
         with clock.stage("baseline"):
-            program = trace(model, args, kwargs)
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
             check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
@@ -139,11 +153,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             args=args,
             kwargs=dict(kwargs or {}),
             train=None if train is None else as_batches(train, "train", batch_fn),
-            calibration=first_samples(
-                as_batches(calibration if calibration is not None else train, "calibration", batch_fn),
-                calibration_samples,
-                seed=seed,
-            ),
+            calibration=calibrating,
             validation=held,
             metric=found_metric,
             loss=loss,

@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.allocation.certificate import Certificate
 from secateur.allocation.thresholds import BudgetCurve, Choice
+from secateur.describe import without_addresses
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
@@ -137,13 +138,13 @@ def _asked(story: Story) -> list[tuple[str, str]]:
         ("model", f"{type(task.model).__module__}.{type(task.model).__qualname__}"),
         ("goal", goal),
         ("metric", f"{task.metric.name}, {'higher' if task.metric.higher_is_better else 'lower'} is better"),
-        ("criterion", repr(task.criterion)),
+        ("criterion", without_addresses(repr(task.criterion))),
         ("calibration", f"{task.calibration.count()} samples"),
         ("validation", f"{len(task.baseline.metric)} samples"),
         ("test", f"{story.certificate.samples} samples" if story.certificate else "none"),
         ("schedule", story.schedule),
         ("repair", "least squares and batch-norm moments" if task.repair else "none"),
-        ("retraining", repr(task.retrain) if task.retrain is not None else "none"),
+        ("retraining", without_addresses(repr(task.retrain)) if task.retrain is not None else "none"),
         ("ignored", ", ".join(task.ignore) or "nothing"),
     ]
 

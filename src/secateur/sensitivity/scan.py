@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.data import BatchFn, as_batches
+from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import check_decomposable, evaluate
@@ -99,21 +100,17 @@ def measure_curves(
 
 def context_key(prober: Probe) -> str:
     """Hash of everything but the units that a point depends on: weights, data, metric, loss, versions."""
-    digest = hashlib.sha256(fingerprint(prober.model).encode())
-    for batch in prober.data:
-        for leaf in torch.utils._pytree.tree_leaves((batch.args, batch.kwargs, batch.targets)):
-            digest.update(_bytes(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode())
-    digest.update(f"{prober.metric.name}|{getattr(prober.loss, '__qualname__', prober.loss)}".encode())
+    metric = f"{prober.metric.name}, {prober.metric.sign}: {describe(prober.metric.function)}"
+    parts = fingerprint(prober.model), content_hash(prober.data), metric, describe(prober.loss)
+    digest = hashlib.sha256("|".join(parts).encode())
     digest.update(prober.baseline.metric.tobytes() + prober.baseline.loss.tobytes())
     return digest.hexdigest()
 
 
 def fingerprint(model: nn.Module) -> str:
     """Hash of a model's architecture as printed, its weights and buffers, and torch's version."""
-    digest = hashlib.sha256(f"{torch.__version__}|{type(model).__qualname__}|{model}".encode())
-    for name, tensor in named_state(model).items():
-        digest.update(name.encode() + _bytes(tensor))
-    return digest.hexdigest()
+    printed = without_addresses(str(model))
+    return content_hash([torch.__version__, type(model).__qualname__, printed, *named_state(model).items()])
 
 
 def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
@@ -149,11 +146,3 @@ def _curve(group: Group, widths: tuple[int, ...], points: list[tuple[Floats, Flo
         damage=np.stack([p[0] for p in points]),
         loss_damage=np.stack([p[1] for p in points]),
     )
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous()
-    if flat.numel() == 0:
-        return str(tuple(flat.shape)).encode()
-    head = f"{tuple(flat.shape)}|{flat.dtype}".encode()
-    return head + flat.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -70,9 +70,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted(set(known) | set(wanted)):
-        if known.get(name) != wanted.get(name):
-            raise StoreError(
-                f"{path} belongs to a run with {name}={known.get(name)!r}; this one has {wanted.get(name)!r}: "
-                "choose another directory, or delete that one"
-            )
+    names = [name for name in sorted(set(known) | set(wanted)) if known.get(name) != wanted.get(name)]
+    if names:
+        there = ", ".join(f"{name}={known.get(name)}" for name in names)
+        here = ", ".join(f"{name}={wanted.get(name)}" for name in names)
+        raise StoreError(
+            f"{path} belongs to a run with {there}; this one has {here}: choose another directory, delete that one, "
+            "or go on with what it was begun with (data drawn at random need a fixed seed to be the same again)"
+        )
