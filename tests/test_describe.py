@@ -130,7 +130,6 @@ def test_descriptions_of_examples_made_anew_are_equal_and_short_and_tell_them_ap
         (list(range(10_000)), [*range(9_999), 0]),
         (None, ()),
     ],
-    ids=repr,
 )
 def test_what_differs_is_told_apart(one: object, other: object) -> None:
     assert describe(one) != describe(other)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from networks import CASES, Case, built
 from secateur.errors import PlanError, SurgeryError
-from secateur.graph.groups import find_groups
+from secateur.graph.groups import find_fixed, find_groups
 from secateur.graph.trace import trace
 from secateur.measures.cost import measure
 from secateur.surgery.cut import cut, cut_model
@@ -94,8 +94,8 @@ def test_heads_and_attributes_are_rewritten() -> None:
     assert model.heads == 4
 
 
-def test_a_size_that_no_attribute_holds_is_refused_with_its_place() -> None:
-    class Literal(nn.Module):
+def test_a_size_that_is_written_as_a_number_fixes_what_it_counts() -> None:
+    class Written(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
@@ -103,11 +103,10 @@ def test_a_size_that_no_attribute_holds_is_refused_with_its_place() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.down(self.up(x).view(-1, 6))
 
-    model = Literal()
-    program = trace(model, (torch.randn(2, 4),))
-    chosen = random_plan(find_groups(program), 0.5, seed=0)
-    with pytest.raises(SurgeryError, match=r"Literal.*view.*size 6 where 3 is needed.*ignore="):
-        cut(model, chosen, program=program)
+    program = trace(Written(), (torch.randn(2, 4),))
+    assert find_groups(program) == ()
+    (fixed,) = (f for f in find_fixed(program) if (f.parameter, f.dim) == ("up.weight", 0))
+    assert "gives view its size as a number" in fixed.reason
 
 
 def test_a_wrong_cut_is_caught_by_verification(monkeypatch: pytest.MonkeyPatch) -> None:

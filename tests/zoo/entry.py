@@ -1,11 +1,11 @@
 """A network of the zoo: how it is built and what it is fed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """Hold the zoo to the law: each network in a process of its own, with a time limit.
 
-    python tests/zoo/run.py [--only GLOB] [--limit_s 300] [--jobs 2] [--out zoo.jsonl]
+python tests/zoo/run.py [--only GLOB] [--limit_s 300] [--jobs 2] [--out zoo.jsonl]
 """
 
 import argparse
@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def in_process(name: str, limit_s: float, *, quick: bool = False) -> dict[str, o
     command = [sys.executable, __file__, "--one", name, *(["--quick"] if quick else [])]
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             command, capture_output=True, text=True, timeout=limit_s, check=False, env=os.environ | settings
         )
     except subprocess.TimeoutExpired:

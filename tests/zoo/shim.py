@@ -13,7 +13,7 @@ from torch import Tensor
 def allow_torchvision() -> None:
     """Define what torchvision needs at import, once and only if it is missing."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):

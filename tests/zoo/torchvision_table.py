@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo.entry import Entry, frames, image

@@ -120,8 +120,19 @@ CLIP = {
     "vision_config": VIT | {"projection_dim": 24},
     "projection_dim": 24,
 }
-MOE = GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 12}
-QWEN_MOE = GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 12}
+MOE = GROUPED | {
+    "experts_implementation": "batched_mm",
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 12,
+}
+QWEN_MOE = GROUPED | {
+    "experts_implementation": "batched_mm",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "head_dim": 12,
+}
 DETR = {
     "d_model": 48,
     "encoder_layers": 2,
@@ -162,6 +173,9 @@ MOBILEVIT = {
     "num_labels": 5,
 }
 CONVNEXT = {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "image_size": 32, "num_labels": 5}
+
+OWN_BACKBONE = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_config": None}
+YOLOS = {"image_size": [32, 32], "num_detection_tokens": 5}
 
 ENTRIES = [
     entry("BertConfig", "BertForSequenceClassification", TEXT, tokens()),
@@ -220,7 +234,7 @@ ENTRIES = [
     entry("PhiConfig", "PhiForCausalLM", DECODER, tokens()),
     entry("Phi3Config", "Phi3ForCausalLM", GROUPED, tokens()),
     entry("FalconConfig", "FalconForCausalLM", DECODER | {"new_decoder_architecture": False}, tokens()),
-    entry("StableLmConfig", "StableLmForCausalLM", GROUPED, tokens()),
+    entry("StableLmConfig", "StableLmForCausalLM", GROUPED | {"partial_rotary_factor": 0.5}, tokens()),
     entry("Starcoder2Config", "Starcoder2ForCausalLM", GROUPED, tokens()),
     entry("Olmo2Config", "Olmo2ForCausalLM", GROUPED, tokens()),
     entry("CohereConfig", "CohereForCausalLM", GROUPED, tokens()),
@@ -245,20 +259,40 @@ ENTRIES = [
     entry("SwinConfig", "SwinForImageClassification", SWIN, pixels(32)),
     entry("Swinv2Config", "Swinv2ForImageClassification", SWIN, pixels(32)),
     entry("SegformerConfig", "SegformerForSemanticSegmentation", SEGFORMER, pixels(64)),
-    entry("DetrConfig", "DetrForObjectDetection", DETR | {"use_timm_backbone": False, "use_pretrained_backbone": False,
-        "backbone_config": None}, pixels(64)),
-    entry("YolosConfig", "YolosForObjectDetection", VIT | {"image_size": [32, 32], "num_detection_tokens": 5}, pixels(32)),
+    entry(
+        "DetrConfig",
+        "DetrForObjectDetection",
+        DETR | {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_config": None},
+        pixels(64),
+    ),
+    entry(
+        "YolosConfig", "YolosForObjectDetection", VIT | {"image_size": [32, 32], "num_detection_tokens": 5}, pixels(32)
+    ),
     entry("MobileViTConfig", "MobileViTForImageClassification", MOBILEVIT, pixels(64)),
     entry("ConvNextConfig", "ConvNextForImageClassification", CONVNEXT, pixels(32)),
     entry("ConvNextV2Config", "ConvNextV2ForImageClassification", CONVNEXT, pixels(32)),
-    entry("ResNetConfig", "ResNetForImageClassification", {"embedding_size": 16, "hidden_sizes": [16, 32],
-        "depths": [1, 1], "num_labels": 5}, pixels(32)),
+    entry(
+        "ResNetConfig",
+        "ResNetForImageClassification",
+        {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "num_labels": 5},
+        pixels(32),
+    ),
     entry(
         "MambaConfig",
         "MambaForCausalLM",
         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 40, "use_cache": False},
         tokens(),
     ),
-    entry("ViTMAEConfig", "ViTMAEForPreTraining", VIT | {"decoder_num_hidden_layers": 1, "decoder_hidden_size": 24,
-        "decoder_num_attention_heads": 2, "decoder_intermediate_size": 40}, pixels(32)),
+    entry(
+        "ViTMAEConfig",
+        "ViTMAEForPreTraining",
+        VIT
+        | {
+            "decoder_num_hidden_layers": 1,
+            "decoder_hidden_size": 24,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 40,
+        },
+        pixels(32),
+    ),
 ]

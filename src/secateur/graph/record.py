@@ -110,6 +110,7 @@ def view_after_write(view: Tensor, *written: Tensor) -> Tensor:
     return view
 
 
+@torch.fx.node.has_side_effect
 def read_by_python(tensor: Tensor) -> Tensor:
     """Mark that Python saw the values of `tensor`: an operator of recorded programs.
 

@@ -9,9 +9,12 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+from torch import fx
 
 from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves
-from secateur.graph.sizes import Attribute, Extent, Literal, evaluate, solve, source_leaves
+from secateur.graph.sizes import Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
 from secateur.graph.typing import Constant, Typing, operator_name
 
 Widths = Mapping[int, int]
@@ -23,6 +26,7 @@ def settle(typing: Typing) -> None:
     for constant in typing.constants:
         if isinstance(constant.source, Literal):
             typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
+    _remark_computed(typing)
     typing.families += _counted_alike(typing.constants)
     settle_families(typing)
     _try_every_axis(typing)
@@ -53,6 +57,26 @@ def count(dim: DimType, widths: Widths) -> int:
             return sum(count(part, widths) for part in parts)
 
 
+def _remark_computed(typing: Typing) -> None:
+    """Flag axes whose size is more to the forward pass than a size: a scale, the number of slopes, a limit."""
+    sizes = typing.program.sizes
+    explained: dict[fx.Node, set[Source]] = defaultdict(set)
+    for constant in typing.constants:
+        if constant.source is not None:
+            explained[constant.node].add(constant.source)
+    odd = list(sizes.computed)
+    for call, sources in enumerate(sizes.calls):
+        known = set[Source]().union(*(explained[node] for node in sizes.nodes.get(call, ())))
+        odd += [s for s in sources if s not in known]
+    attributes = {c.source: c.dim for c in typing.constants if isinstance(c.source, Attribute)}
+    for leaf in {leaf for source in odd for leaf in source_leaves(source)}:
+        dim = attributes.get(leaf) if isinstance(leaf, Attribute) else None
+        if isinstance(leaf, Extent):
+            dim = extent_dim(typing, leaf)
+        if dim is not None and any(leaves(typing.unifier.resolve(dim))):
+            typing.remark(dim, "the forward pass computes with its size")
+
+
 def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:
     """Dimensions whose sizes come from one attribute stay equally wide."""
     counted: dict[Attribute, dict[DimType, None]] = defaultdict(dict)
@@ -81,12 +105,24 @@ def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
         return True
     if all(isinstance(dim, Axis) for dim in free):
         return False
-    if any(isinstance(dim, Product) for dim in free):
+    products = [dim.factors for dim in free if isinstance(dim, Product)]
+    if products and len({tuple(f.size for f in factors) for factors in products}) == 1 and len(products) == len(free):
+        return _tie_factors(typing, products)
+    if products:
         typing.fix(free, "it must stay as wide as an axis of another layout")
         return True
     for dim in free[1:]:
         typing.unify(free[0], dim)
     return True
+
+
+def _tie_factors(typing: Typing, products: Sequence[tuple[DimType, ...]]) -> bool:
+    """Products of factors of equal sizes stay equally wide if their factors do."""
+    known = {frozenset(map(typing.unifier.resolve, family)) for family in typing.families}
+    fresh = [tuple(factors) for factors in zip(*products, strict=True) if len(set(factors)) > 1]
+    fresh = [family for family in fresh if frozenset(family) not in known]
+    typing.families += fresh
+    return bool(fresh)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +201,7 @@ class Equations:
         for leaf in dict.fromkeys(source_leaves(source)):
             if not isinstance(leaf, Attribute) or leaf in found:
                 continue
-            solved = solve(source, wanted, lambda other, leaf=leaf: self._leaf(other, widths, found, leaf))
+            solved = solve(source, wanted, partial(self._leaf, widths=widths, found=found, unknown=leaf))
             if solved and self._gives(number, widths, found | dict([solved])):
                 found.update([solved])
                 return True
@@ -245,9 +281,7 @@ def _fails(system: Equations, axes: Sequence[Axis]) -> Constant | None:
     return system.attributes({axis.id: axis.size - 1 for axis in axes})[1]
 
 
-def _companions(
-    typing: Typing, system: Equations, own: Sequence[Axis], wrong: Constant
-) -> Iterable[tuple[Axis, ...]]:
+def _companions(typing: Typing, system: Equations, own: Sequence[Axis], wrong: Constant) -> Iterable[tuple[Axis, ...]]:
     """Axes of the same size that the failing constant also depends on: each alone, then all."""
     assert wrong.source is not None
     dims = [typing.unifier.resolve(wrong.dim)]

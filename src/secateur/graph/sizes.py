@@ -9,7 +9,9 @@ remember their source and pass it on through arithmetic.
 import contextlib
 import operator
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +150,26 @@ def source_of(value: int) -> Source:
     return value.source if isinstance(value, Sized) else Literal(int(value))
 
 
+_computed: ContextVar[list[Source] | None] = ContextVar("_computed", default=None)
+
+
+def _leaving(name: str) -> Callable[..., Any]:
+    """An operation whose result is a real number: it carries no source, so what goes in is noted."""
+    plain = getattr(int, name)
+
+    def method(self: Sized, *others: Any) -> Any:
+        noted = _computed.get()
+        if noted is not None:
+            noted.append(self.source)
+        return plain(int(self), *others)
+
+    return method
+
+
+for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
+    setattr(Sized, f"__{_name}__", _leaving(f"__{_name}__"))
+
+
 def _arithmetic(name: str, symbol: str, *, swapped: bool) -> Callable[[Sized, Any], Any]:
     plain = getattr(int, name)
 
@@ -175,6 +197,7 @@ class SizeRecorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Source, ...]] = []
+        self.computed: list[Source] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
     def __torch_function__(
@@ -195,14 +218,23 @@ class SizeRecorder(TorchFunctionMode):
                 self._made[id(leaf)] = (weakref.ref(leaf), call, place)
         return result
 
+    def __enter__(self) -> "SizeRecorder":
+        """Begin to note."""
+        self._token = _computed.set(self.computed)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """End it."""
+        _computed.reset(self._token)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
     def _tagged_shape(self, tensor: Tensor, result: Any, dim: tuple[Any, ...]) -> Any:
         reference, call, place = self._made.get(id(tensor), (None, None, 0))
         if reference is None or reference() is not tensor:
             call = None
         if isinstance(result, torch.Size):
-            return torch.Size(
-                [Sized(Extent(n, k, call, place)) if type(n) is int else n for k, n in enumerate(result)]
-            )
+            return torch.Size([Sized(Extent(n, k, call, place)) if type(n) is int else n for k, n in enumerate(result)])
         return Sized(Extent(result, dim[0] % tensor.ndim, call, place)) if type(result) is int else result
 
 
@@ -283,10 +315,16 @@ class Sizes:
     Attributes:
         of_node: node -> sources of the integers in the call that made it, in order.
         makers: (call, place) -> node whose result it is.
+        calls: sources of the integers in every call, whether or not it made a node.
+        nodes: call -> the nodes it made.
+        computed: integers that became real numbers, such as `x.shape[-1] ** -0.5`.
     """
 
     of_node: Mapping[fx.Node, tuple[Source, ...]] = field(default_factory=dict)
     makers: Mapping[tuple[int, int], fx.Node] = field(default_factory=dict)
+    calls: Sequence[tuple[Source, ...]] = ()
+    nodes: Mapping[int, Sequence[fx.Node]] = field(default_factory=dict)
+    computed: Sequence[Source] = ()
 
     def source(self, node: fx.Node, values: Sequence[int], index: int) -> Source | None:
         """The source of `values[index]` in the call of `node`; None if there is no such record.
@@ -304,19 +342,21 @@ class Sizes:
         return next((s for s in sources if s.value == values[index]), None)
 
 
-def read_sizes(graph: fx.Graph, calls: list[tuple[Source, ...]]) -> Sizes:
+def read_sizes(graph: fx.Graph, recorder: SizeRecorder) -> Sizes:
     """Match the nodes of a traced graph with the calls that were noted while it was traced."""
     of_node: dict[fx.Node, tuple[Source, ...]] = {}
     makers: dict[tuple[int, int], fx.Node] = {}
+    nodes: dict[int, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         call = (node.meta.get("custom") or {}).get(KEY)
         if call is None:
             continue
-        of_node[node] = calls[call]
+        of_node[node] = recorder.calls[call]
+        nodes[call].append(node)
         is_item = node.target is operator.getitem
         makers[call, node.args[1] if is_item else 0] = node
         node.args, node.kwargs = pytree.tree_map(_plain, (node.args, node.kwargs))
-    return Sizes(of_node, makers)
+    return Sizes(of_node, makers, recorder.calls, nodes, recorder.computed)
 
 
 def _plain(value: Any) -> Any:

@@ -91,6 +91,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         _check_inputs_fit(model, args, kwargs)
         with tagged_attributes(model), torch.fx.traceback.preserve_node_meta(), recorder:
             captured, recorded = _capture(model, args, kwargs)
+    # What only a shape was read off must not bind types.
+    captured.graph.eliminate_dead_code(_is_needed)
     aliases = canonical_names(model)
     state = named_state(model)
     return Program(
@@ -102,7 +104,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         names=captured.names,
         shapes={name: tuple(state[name].shape) for name in dict.fromkeys(aliases.values())},
         aliases=aliases,
-        sizes=read_sizes(captured.graph, recorder.calls),
+        sizes=read_sizes(captured.graph, recorder),
         trained=frozenset(aliases[name] for name, _ in model.named_parameters()),
         model_type=f"{type(model).__module__}.{type(model).__qualname__}",
         recorded=recorded,
@@ -191,6 +193,13 @@ def _is_finite(parameter: Tensor) -> bool:
     return all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
+def _is_needed(node: fx.Node) -> bool:
+    """Whether a call does more than make a tensor: it writes to one, or Python reads its result."""
+    # In a recording, `.tolist()` and `.numpy()` leave no other trace than this operator.
+    is_read = node.target is torch.ops.aten.resolve_neg.default
+    return is_read or node.is_impure() or not isinstance(node.meta.get("val"), Tensor | tuple | list)
+
+
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple["Recording", bool]:
     """The program by export, or where that fails by recording; and whether it was recorded."""
     # The recorder stands on this module's functions.
@@ -214,7 +223,8 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    with warnings.catch_warnings(), _quiet_on_failure():
+    # Without gradients from the start: else a region under no_grad becomes a graph within the graph.
+    with warnings.catch_warnings(), _quiet_on_failure(), torch.no_grad():
         # nn.LSTM keeps its weights in a plain list too, which export remarks on and restores.
         warnings.filterwarnings("ignore", message=".*were assigned during export.*")
         warnings.filterwarnings("ignore", category=FutureWarning)

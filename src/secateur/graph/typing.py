@@ -128,7 +128,7 @@ class Typing:
     def constant(self, node: fx.Node, dim: DimType, argument: str, index: int | None = None, sign: int = 1) -> None:
         """Note that the call of `node` names the size of `dim` as a number, if it does."""
         given = arguments(node).get(argument)
-        values = list(given) if isinstance(given, list | tuple) else [given]
+        values: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         place = index or 0
         if place < len(values) and type(values[place]) is int and values[place] == sign * dim.size:
             source = self.program.sizes.source(node, values, place)

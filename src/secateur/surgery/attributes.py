@@ -164,9 +164,9 @@ def _set(module: nn.Module, attribute: str, value: Value) -> None:
     if index:
         items = list(old)
         items[int(index)] = value
-        value = items  # type: ignore[assignment]
+        value = tuple(items)
     # Plain assignment would go through setters that check or convert.
-    vars(holder)[name] = type(old)(value) if isinstance(old, tuple | list) else value
+    vars(holder)[name] = type(old)(value) if isinstance(value, tuple | list) else value
 
 
 def _candidates(path: str, module: nn.Module, changes: Mapping[int, int]) -> Iterator[Rewrite]:

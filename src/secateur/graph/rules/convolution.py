@@ -44,7 +44,7 @@ def _channels(typing: Typing, node: fx.Node, groups: int, *, transposed: bool) -
         return (whole, within) if transposed else (within, whole)
     group = typing.unifier.fresh(groups)
     typing.constant(node, group, "groups")
-    typing.unify(whole, Product((group, typing.unifier.fresh(whole.size // groups))))
+    typing.unify(whole, Product((group, *typing.fresh((whole.size // groups,)))))
     other = Product((group, within))
     return (whole, other) if transposed else (other, whole)
 

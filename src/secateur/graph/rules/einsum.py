@@ -40,10 +40,10 @@ SIGNATURES = {
     name: Signature.parse(text)
     for name, text in {
         "aten.linear": "input: *b i, weight: o i, bias: o -> *b o",
-        "aten.addmm": "self: *b o, mat1: n i, mat2: i o -> n o",
+        "aten.addmm": "self: n o, mat1: n i, mat2: i o -> n o",
         "aten.mm": "self: n i, mat2: i o -> n o",
         "aten.bmm": "self: b n i, mat2: b i o -> b n o",
-        "aten.baddbmm": "self: *b o, batch1: b n i, batch2: b i o -> b n o",
+        "aten.baddbmm": "self: b n o, batch1: b n i, batch2: b i o -> b n o",
         "aten.mv": "self: n i, vec: i -> n",
         "aten.dot": "self: i, tensor: i ->",
     }.items()
@@ -161,6 +161,9 @@ def embedding_rule(typing: Typing, node: fx.Node) -> Dims:
     return (*typing.dims(named["indices"]), width)
 
 
+SEQUENCE = "positions of a sequence that attention mixes"
+
+
 def attention_rule(typing: Typing, node: fx.Node) -> Dims:
     """Scaled dot-product attention; with grouped queries, head = key-value head x group."""
     named = arguments(node)
@@ -174,9 +177,14 @@ def attention_rule(typing: Typing, node: fx.Node) -> Dims:
         batch = tuple(
             _join(typing, _join(typing, q, k), v) for q, k, v in zip(query[:-2], key[:-2], value[:-2], strict=True)
         )
+    if isinstance(named.get("attn_mask"), fx.Node):
+        mask = typing.dims(named["attn_mask"])
+        typing.fix(mask[-2:], SEQUENCE)
+        for own, dim in zip(reversed(batch), reversed(mask[:-2]), strict=False):
+            _join(typing, own, dim)
     head_dim = typing.unify(query[-1], key[-1])
     typing.unify(key[-2], value[-2])
-    typing.fix([key[-2], query[-2]], "positions of a sequence that attention mixes")
+    typing.fix([key[-2], query[-2]], SEQUENCE)
     typing.contract(head_dim, None)
     if named.get("scale") is None:
         typing.remark(head_dim, "the default scale of attention follows the size of a head")

@@ -109,7 +109,23 @@ def repeat_rule(typing: Typing, node: fx.Node) -> Dims:
     dims = typing.dims(node.args[0])
     counts = list(arguments(node)["repeats"])
     padded: list[DimType] = [Fixed(1)] * (len(counts) - len(dims)) + list(dims)
-    return tuple(_copies(n, d) for n, d in zip(counts, padded, strict=True))
+    result = tuple(typing.fresh((n,))[0] if d.size == 1 else _copies(n, d) for n, d in zip(counts, padded, strict=True))
+    typing.constants_of(node, result, "repeats")
+    return result
+
+
+def gather_rule(typing: Typing, node: fx.Node) -> Dims:
+    """gather: positions along one dimension are chosen by an index of the result's shape."""
+    named = arguments(node)
+    dims, index = typing.dims(named["self"]), typing.dims(named["index"])
+    along = named["dim"] % max(len(dims), 1)
+    typing.fix([dims[along], index[along]], CHOSEN)
+    for number, (own, chosen) in enumerate(zip(dims, index, strict=True)):
+        if number != along and own.size == chosen.size:
+            typing.unify(own, chosen)
+        elif number != along:
+            typing.fix([own, chosen], CHOSEN)
+    return index
 
 
 def _copies(count: int, dim: DimType) -> DimType:
@@ -152,7 +168,9 @@ def split_rule(typing: Typing, node: fx.Node) -> list[Types]:
     assert isinstance(shapes, list)
     pieces = typing.fresh([shape[along] for shape in shapes])
     typing.unify(dims[along], Concat(pieces))
-    is_one_number = operator_name(node) in {"aten.chunk", "aten.split"} and not isinstance(named.get("split_size"), list)
+    is_one_number = operator_name(node) in {"aten.chunk", "aten.split"} and not isinstance(
+        named.get("split_size"), list
+    )
     if is_one_number and len({p.size for p in pieces}) == 1 and len(pieces) > 1:
         typing.families.append(pieces)
     if is_one_number:

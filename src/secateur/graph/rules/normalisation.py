@@ -3,6 +3,7 @@
 from torch import fx
 
 from secateur.graph.axes import Dims, Fixed, Product
+from secateur.graph.rules.pointwise import pointwise_rule
 from secateur.graph.typing import Types, Typing, arguments, operator_name, shape_of
 
 
@@ -42,13 +43,26 @@ def group_norm_rule(typing: Typing, node: fx.Node) -> Dims:
     dims = typing.dims(named["input"])
     group = typing.unifier.fresh(int(named["num_groups"]))
     typing.constant(node, group, "num_groups")
-    within = typing.unifier.fresh(dims[1].size // group.size)
+    (within,) = typing.fresh((dims[1].size // group.size,))
     typing.unify(dims[1], Product((group, within)))
     for name in ("weight", "bias"):
         if isinstance(named.get(name), fx.Node):
             typing.unify(typing.dims(named[name])[0], dims[1])
     typing.remark(within, "group_norm normalises over it")
     return dims
+
+
+def weight_norm_rule(typing: Typing, node: fx.Node) -> Types | list[Types]:
+    """`v`, its norm over all dimensions but one taken out and `g` put in: those dimensions are recomputed."""
+    named = arguments(node)
+    v, g = typing.dims(named["v"]), typing.dims(named["g"])
+    for number, (own, gain) in enumerate(zip(v, g, strict=True)):
+        if gain.size == own.size:
+            typing.unify(own, gain)
+        elif number != named["dim"] % len(v):
+            typing.remark(own, "a weight is normalised over it")
+    shapes = shape_of(node)
+    return [v, (v[named["dim"]],)] if isinstance(shapes, list) else v
 
 
 def softmax_rule(typing: Typing, node: fx.Node) -> Dims:
@@ -62,6 +76,8 @@ def softmax_rule(typing: Typing, node: fx.Node) -> Dims:
 def reduction_rule(typing: Typing, node: fx.Node) -> Types:
     """Sums see zeros and stay exact; means are recomputed; any other reduction fixes what it eats."""
     named = arguments(node)
+    if "other" in named:  # the smaller of two tensors, element by element
+        return pointwise_rule(typing, node)
     dims = typing.dims(node.args[0])
     reduced = _reduced(named.get("dim"), len(dims))
     name = operator_name(node).removeprefix("aten.")
@@ -81,13 +97,24 @@ def reduction_rule(typing: Typing, node: fx.Node) -> Types:
 
 
 def cumulative_rule(typing: Typing, node: fx.Node) -> Dims:
-    """cumsum, sort, flip and roll along a dimension: its positions depend on one another."""
+    """cumsum, flip and roll along a dimension: its positions depend on one another."""
     named = arguments(node)
     dims = typing.dims(node.args[0])
     along = named.get("dim", named.get("dims", -1))
     for number in along if isinstance(along, list | tuple) else [along]:
         typing.fix([dims[number]], f"{operator_name(node).removeprefix('aten.')} goes along it")
     return dims
+
+
+def topk_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """Sort and topk: values and indices; what is ranked together stays together."""
+    named = arguments(node)
+    dims = list(typing.dims(named["self"]))
+    along = named.get("dim", -1) % max(len(dims), 1)
+    reason = f"{operator_name(node).removeprefix('aten.')} ranks it"
+    typing.fix([dims[along]], reason)
+    dims[along] = Fixed(int(named.get("k", dims[along].size)), reason)
+    return [tuple(dims), tuple(dims)]
 
 
 def _reduced(dim: int | list[int] | None, rank: int) -> set[int]:

@@ -19,6 +19,7 @@ from secateur.graph.rules.einsum import (
 from secateur.graph.rules.movement import (
     cat_rule,
     expand_rule,
+    gather_rule,
     index_rule,
     index_select_rule,
     pad_rule,
@@ -41,6 +42,8 @@ from secateur.graph.rules.normalisation import (
     layer_norm_rule,
     reduction_rule,
     softmax_rule,
+    topk_rule,
+    weight_norm_rule,
 )
 from secateur.graph.rules.pointwise import filled_rule, made_rule, pointwise_rule, same_rule
 from secateur.graph.rules.recurrent import recurrent_cell_rule, recurrent_rule
@@ -63,9 +66,11 @@ _FAMILIES: dict[Rule, str] = {
     instance_norm_rule: "instance_norm",
     layer_norm_rule: "layer_norm rms_norm",
     group_norm_rule: "group_norm",
+    weight_norm_rule: "_weight_norm",
     softmax_rule: "softmax log_softmax _softmax _log_softmax",
     reduction_rule: ("sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp"),
-    cumulative_rule: "cumsum cumprod flip roll sort topk",
+    topk_rule: "sort topk",
+    cumulative_rule: "cumsum cumprod flip roll",
     view_rule: "view reshape flatten unflatten _unsafe_view view_as reshape_as",
     permute_rule: "permute transpose t swapaxes numpy_T",
     squeeze_rule: "squeeze",
@@ -81,12 +86,13 @@ _FAMILIES: dict[Rule, str] = {
     pad_rule: "pad constant_pad_nd",
     index_rule: "index",
     index_select_rule: "index_select",
+    gather_rule: "gather",
     same_rule: (
         "contiguous clone alias detach to _to_copy type_as lift_fresh_copy dropout feature_dropout "
         "alpha_dropout native_dropout zeros_like ones_like full_like empty_like copy"
     ),
     filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
-    made_rule: "arange linspace tril_indices eye rand randn",
+    made_rule: "arange linspace tril_indices triu_indices eye rand randn",
     recurrent_rule: "lstm gru rnn_tanh rnn_relu",
     recurrent_cell_rule: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
