@@ -6,7 +6,7 @@ is written down as a number fixes the axis that it counts.
 """
 
 import itertools
-from collections import defaultdict
+from collections import ChainMap, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,10 +66,11 @@ def _remark_computed(typing: Typing) -> None:
             explained[constant.node].add(constant.source)
     odd = list(sizes.computed)
     for call, sources in enumerate(sizes.calls):
-        known = set[Source]().union(*(explained[node] for node in sizes.nodes.get(call, ())))
-        odd += [s for s in sources if s not in known]
+        if sources:
+            nodes = sizes.nodes.get(call, ())
+            odd += [s for s in sources if not any(s in explained[node] for node in nodes)]
     attributes = {c.source: c.dim for c in typing.constants if isinstance(c.source, Attribute)}
-    for leaf in {leaf for source in odd for leaf in source_leaves(source)}:
+    for leaf in dict.fromkeys(leaf for source in odd for leaf in source_leaves(source)):
         dim = attributes.get(leaf) if isinstance(leaf, Attribute) else None
         if isinstance(leaf, Extent):
             dim = extent_dim(typing, leaf)
@@ -133,6 +134,7 @@ class Equations:
         typing: the types.
         constants: those with a source that is not a plain number.
         dims: the resolved type that each counts.
+        axes: axis id -> axis, of all that a constant counts.
         touching: axis id -> constants that count it or are computed from it.
         using: attribute -> constants computed from it.
     """
@@ -140,6 +142,7 @@ class Equations:
     typing: Typing
     constants: tuple[Constant, ...]
     dims: tuple[DimType, ...]
+    axes: Mapping[int, Axis] = field(default_factory=dict)
     touching: Mapping[int, Sequence[int]] = field(default_factory=dict)
     using: Mapping[Attribute, Sequence[int]] = field(default_factory=dict)
 
@@ -151,15 +154,16 @@ class Equations:
         """New values of attributes under which every constant is right, and the first that none makes right."""
         found: dict[Attribute, int] = {}
         pending = sorted({n for axis in widths for n in self.touching.get(axis, ())}, key=self._is_compound)
-        done: set[int] = set()
-        while pending:
-            number = pending.pop(0)
-            done.add(number)
-            before = set(found)
-            if not self._satisfy(number, widths, found):
+        queue, seen = deque(pending), set(pending)
+        while queue:
+            number = queue.popleft()
+            new = self._satisfy(number, widths, found)
+            if new is None:
                 return found, self.constants[number]
-            for attribute in set(found) - before:
-                pending += [n for n in self.using[attribute] if n not in pending and (n not in done or n == number)]
+            found |= new
+            more = [n for attribute in new for n in self.using[attribute] if n not in seen]
+            queue.extend(more)
+            seen.update(more)
         wrong = (n for n in self._affected(widths, found) if not self._holds(n, widths, found))
         return found, next((self.constants[n] for n in wrong), None)
 
@@ -189,23 +193,19 @@ class Equations:
         dim = extent_dim(self.typing, leaf)
         return None if dim is None else count(dim, widths)
 
-    def _satisfy(self, number: int, widths: Widths, found: dict[Attribute, int]) -> bool:
-        """Make a constant right, by giving a value to an attribute that has none yet if need be."""
-        if self._holds(number, widths, found):
-            source = self.constants[number].source
-            if isinstance(source, Attribute):
-                found.setdefault(source, self.wanted(number, widths))
-            return True
+    def _satisfy(self, number: int, widths: Widths, found: dict[Attribute, int]) -> dict[Attribute, int] | None:
+        """What makes a constant right: a value for an attribute that has none yet if need be; None if nothing does."""
         source, wanted = self.constants[number].source, self.wanted(number, widths)
         assert source is not None
+        if self._holds(number, widths, found):
+            return {source: wanted} if isinstance(source, Attribute) and source not in found else {}
         for leaf in dict.fromkeys(source_leaves(source)):
             if not isinstance(leaf, Attribute) or leaf in found:
                 continue
             solved = solve(source, wanted, partial(self._leaf, widths=widths, found=found, unknown=leaf))
-            if solved and self._gives(number, widths, found | dict([solved])):
-                found.update([solved])
-                return True
-        return False
+            if solved and self._gives(number, widths, ChainMap(dict([solved]), found)):
+                return dict([solved])
+        return None
 
     def _gives(self, number: int, widths: Widths, found: Mapping[Attribute, int]) -> bool:
         return self._value(number, widths, found, None) == self.wanted(number, widths)
@@ -215,6 +215,7 @@ def equations(typing: Typing) -> Equations:
     """The equations of a typed program, indexed by axis and by attribute."""
     constants = tuple(c for c in typing.constants if c.source is not None and not isinstance(c.source, Literal))
     dims = tuple(typing.unifier.resolve(c.dim) for c in constants)
+    axes = {axis.id: axis for dim in dims for axis in leaves(dim)}
     touching: dict[int, list[int]] = defaultdict(list)
     using: dict[Attribute, list[int]] = defaultdict(list)
     for number, (constant, dim) in enumerate(zip(constants, dims, strict=True)):
@@ -227,7 +228,7 @@ def equations(typing: Typing) -> Equations:
                 held.append(of)
         for axis in {axis.id for d in held for axis in leaves(d)}:
             touching[axis].append(number)
-    return Equations(typing, constants, dims, touching, using)
+    return Equations(typing, constants, dims, axes, touching, using)
 
 
 def extent_dim(typing: Typing, extent: Extent) -> DimType | None:
@@ -262,8 +263,7 @@ def _bundles(typing: Typing, system: Equations) -> list[frozenset[int]]:
 
 def _try(typing: Typing, system: Equations, bundle: frozenset[int]) -> bool:
     """Tie or fix a bundle that cannot change alone; whether anything was done."""
-    sizes = {axis.id: axis for dim in system.dims for axis in leaves(dim)}
-    own = [sizes[id_] for id_ in bundle if id_ in sizes]
+    own = [system.axes[id_] for id_ in bundle if id_ in system.axes]
     if any(isinstance(typing.unifier.resolve(axis), Fixed) for axis in own) or not own:
         return False
     wrong = _fails(system, own)

@@ -238,8 +238,20 @@ class SizeRecorder(TorchFunctionMode):
         return Sized(Extent(result, dim[0] % tensor.ndim, call, place)) if type(result) is int else result
 
 
-SHAPES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
-UNTRACED = frozenset({torch.Tensor.dim, torch.Tensor.stride, torch.Tensor.is_contiguous, torch.Tensor.__len__})
+SHAPES = frozenset({torch.Tensor.shape.__get__, torch.Tensor.size})  # type: ignore[attr-defined]
+# Export asks these of every tensor, many times over; they make no node, and no size comes of them.
+UNTRACED = frozenset(
+    {
+        *(getattr(torch.Tensor, name) for name in ("dim", "stride", "is_contiguous", "storage_offset", "numel")),
+        *(getattr(torch.Tensor, name) for name in ("is_inference", "is_conj", "is_neg", "_is_view", "untyped_storage")),
+        *(getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "requires_grad", "is_leaf")),
+        *(
+            getattr(torch.Tensor, name).__get__
+            for name in ("is_sparse", "is_quantized", "is_nested", "is_mkldnn", "ndim")
+        ),
+        torch.Tensor.__len__,
+    }
+)
 
 
 def _integers(value: Any) -> Iterator[int]:

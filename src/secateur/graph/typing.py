@@ -1,5 +1,6 @@
 """Inference: walk the program once, and give every dimension of every tensor its type."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,11 +200,15 @@ def operator_name(node: fx.Node) -> str:
     >>> operator_name(graph.call_function(torch.ops.aten.relu_.default, (x,)))
     'aten.relu'
     """
-    target = node.target
+    return _name_of(node.target)
+
+
+@functools.cache
+def _name_of(target: Any) -> str:
     if hasattr(target, "_schema"):
         namespace, name = target._schema.name.split("::")
         return f"{namespace}.{name.rstrip('_') if not name.startswith('__') else name}"
-    return getattr(target, "__name__", str(target))
+    return str(getattr(target, "__name__", target))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | list[tuple[int, ...]] | None:
@@ -218,8 +223,12 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | list[tuple[int, ...]] | None:
 
 def arguments(node: fx.Node) -> Mapping[str, Any]:
     """Arguments of an operator by the names of its schema, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    named.update(zip((a.name for a in schema.arguments), node.args, strict=False))
-    named.update(node.kwargs)
-    return named
+    names, defaults = _parameters(node.target)
+    return defaults | dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+@functools.cache
+def _parameters(target: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of an operator's arguments, and the defaults of those that have one."""
+    known = target._schema.arguments
+    return tuple(a.name for a in known), {a.name: a.default_value for a in known if a.has_default_value()}

@@ -23,6 +23,7 @@ class Unifier:
 
     def __init__(self) -> None:
         self._bound: dict[int, DimType] = {}
+        self._resolved: dict[int, DimType] = {}
         self._ids = itertools.count()
 
     def fresh(self, size: int) -> Axis:
@@ -31,12 +32,22 @@ class Unifier:
 
     def resolve(self, dim: DimType) -> DimType:
         """`dim` in normal form, with everything that is known filled in."""
-        return normal_form(self._fill(dim))
+        match dim:
+            case Fixed():
+                return dim
+            case Axis(id_) if id_ not in self._bound:
+                return dim
+            case Axis(id_):
+                if id_ not in self._resolved:
+                    self._resolved[id_] = normal_form(self._fill(dim))
+                return self._resolved[id_]
+            case _:
+                return normal_form(self._fill(dim))
 
     def fix(self, dim: DimType, reason: str) -> None:
         """Make every leaf of `dim` unremovable."""
         for axis in list(leaves(self.resolve(dim))):
-            self._bound[axis.id] = Fixed(axis.size, reason)
+            self._set(axis, Fixed(axis.size, reason))
 
     def unify(self, a: DimType, b: DimType) -> None:
         """Tie two types; where they cannot agree, fix both there."""
@@ -75,7 +86,11 @@ class Unifier:
         if axis in leaves(to):
             self.fix(to, "an axis would have to contain itself")
         else:
-            self._bound[axis.id] = to
+            self._set(axis, to)
+
+    def _set(self, axis: Axis, to: DimType) -> None:
+        self._bound[axis.id] = to
+        self._resolved.clear()
 
     def _align(
         self,
