@@ -22,6 +22,8 @@ class Slice:
         first: the unit of the group that row 0 of `index` belongs to.
         masked: masking a unit zeroes these positions (as a rule, its consumers' input slices).
         trained: a parameter; False for a buffer.
+        within: (another dimension, int64 (units, span) positions along it) to which each unit is limited:
+            the rows of its head or of its group in a grouped convolution. None: all of them.
     """
 
     parameter: str
@@ -30,10 +32,22 @@ class Slice:
     first: int = 0
     masked: bool = False
     trained: bool = True
+    within: tuple[int, Tensor] | None = None
 
-    def positions(self, units: Tensor) -> Tensor:
-        """The positions along `dim` that `units` (a bool mask over the group) own, int64."""
-        return self.index[units[self.first : self.first + len(self.index)]].flatten()
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a group whose units lie within those of another: head dimensions within heads.
+
+    Attributes:
+        outer: the other group; empty where the rows lie in none.
+        first: row k of these lies within unit `first + k` of it.
+        count: how many rows.
+    """
+
+    outer: str
+    first: int
+    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +59,9 @@ class Group:
         size: number of units, all rows together.
         slices: every place where the units lie.
         granularity: the kind of unit: "channel", "channel_group", "neuron", "head", "head_dim", "hidden".
-        rows: units fall into this many equal rows (the layers of a stacked LSTM, say), and each
-            row keeps equally many. 1: no such constraint.
+        rows: units fall into this many equal rows (the layers of a stacked LSTM, the heads that head
+            dimensions lie in), and each row keeps equally many. 1: no such constraint.
+        nesting: the outer units that the rows lie in, in order of the rows; empty if in none.
         exact: removing a unit equals zeroing what its consumers see.
         note: why the group is not exact; empty if it is.
         multiple_of: the kept width of a row must be a multiple of this.
@@ -58,6 +73,7 @@ class Group:
     slices: tuple[Slice, ...]
     granularity: str = "channel"
     rows: int = 1
+    nesting: tuple[Rows, ...] = ()
     exact: bool = True
     note: str = ""
     multiple_of: int = 1

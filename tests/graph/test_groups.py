@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from networks import CASES, built
-from secateur.errors import NumericalError, TraceError
+from secateur.errors import ArgumentError, NumericalError, TraceError
 from secateur.graph.groups import find_fixed, find_groups, structure
 from secateur.graph.trace import trace
+from secateur.surgery.plan import plan
 
 
 def groups_of(name: str) -> dict[str, tuple[int, int, str, bool]]:
@@ -26,8 +27,8 @@ def test_residual_stream_is_one_group_and_padding_is_fixed() -> None:
 def test_grouped_convolution_has_groups_and_channels_within() -> None:
     found = groups_of("grouped")
     assert found["c1:channel_group"] == (3, 1, "channel_group", True)
-    assert found["c1:channel"] == (4, 1, "channel", True)
-    assert found["grouped"] == (6, 1, "channel", True)
+    assert found["c1:channel"] == (12, 3, "channel", True)
+    assert found["grouped"] == (18, 3, "channel", True)
     assert found["side"] == (4, 1, "channel", True)
 
 
@@ -51,7 +52,7 @@ def test_ignore_by_module_glob_and_predicate() -> None:
     program = trace(built(case), (case.inputs(2),))
     for ignore in (["a1"], ["a?.weight"], ["a1.weight"]):
         assert "a1" not in {g.name for g in find_groups(program, ignore)}
-    assert find_groups(program, predicate=lambda name: True) == ()
+    assert find_groups(program, [lambda name: True]) == ()
     assert "ignored at the caller's wish" in {f.reason for f in find_fixed(program, ["a1"])}
 
 
@@ -136,3 +137,23 @@ def test_weights_that_are_not_finite() -> None:
     model.weight.data[1, 2] = float("nan")
     with pytest.raises(NumericalError, match="'weight' holds 1 values"):
         trace(model, (torch.zeros(2, 3),))
+
+
+def test_widths_keep_the_multiple_and_the_minimum_asked_for() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    program = trace(net, (torch.zeros(1, 3),))
+    found = find_groups(program, multiple_of={"*": 2, "0": 4}, minimum=3)
+    assert [(g.name, g.multiple_of, g.minimum) for g in found] == [("0", 4, 3), ("2", 2, 3)]
+    kept = plan(found, {g.name: torch.rand(g.size) for g in found}, sparsity=0.9).keep
+    assert {name: len(units) for name, units in kept.items()} == {"0": 4, "2": 4}
+    with pytest.raises(ArgumentError, match="'9' -> 2.*fits one of the groups"):
+        find_groups(program, multiple_of={"9": 2})
+    with pytest.raises(ArgumentError, match="minimum.*at least 1"):
+        find_groups(program, minimum=0)
+
+
+def test_names_of_groups_do_not_depend_on_what_is_ignored() -> None:
+    case = next(c for c in CASES if c.name == "grouped")
+    program = trace(built(case), (case.inputs(2),))
+    names = {g.name for g in find_groups(program)}
+    assert {g.name for g in find_groups(program, ["norm"])} < names

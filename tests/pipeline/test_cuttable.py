@@ -70,5 +70,5 @@ def test_nested_groups_keep_two_units() -> None:
     scores = {g.name: torch.rand(g.size) for g in groups}
     plan = sc.plan(groups, scores, sparsity=0.95)
     assert {name: len(kept) for name, kept in plan.keep.items()} == {
-        "a:channel_group": 2, "a:channel": 2, "b": 2, "c": 1,
+        "a:channel_group": 2, "a:channel": 4 * 2, "b": 2, "c": 1,
     }  # fmt: skip

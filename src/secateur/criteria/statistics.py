@@ -36,8 +36,12 @@ def sum_over_unit(s: Slice, values: Tensor) -> Tensor:
     >>> sum_over_unit(s, torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [4.0, 6.0]
     """
-    along = values.movedim(s.dim, 0).reshape(values.shape[s.dim], -1).sum(1)
-    return along[s.index.to(along.device)].sum(1)
+    columns = s.index.to(values.device)
+    if s.within is None:
+        return values.movedim(s.dim, 0).reshape(values.shape[s.dim], -1).sum(1)[columns].sum(1)
+    beside, rows = s.within
+    table = values.movedim((beside, s.dim), (0, 1)).reshape(values.shape[beside], values.shape[s.dim], -1).sum(2)
+    return table[rows.to(values.device).unsqueeze(2), columns.unsqueeze(1)].sum((1, 2))
 
 
 def sum_over_group(group: Group, values: Mapping[str, Tensor], *, masked_only: bool = False) -> Tensor:

@@ -133,6 +133,19 @@ def _beside(known: Tensor | None, more: Tensor) -> Tensor:
     return more if known is None else torch.cat([known, more], dim=1)
 
 
+def positions_within(dim: DimType, inner: Axis, outer: Axis) -> Tensor:
+    """Where the units of a leaf lie, for each unit of another leaf of the dimension: int64 (outer x inner, span).
+
+    >>> heads, width = Axis(1, 2), Axis(2, 3)
+    >>> positions_within(Product((width, heads)), width, heads).flatten().tolist()
+    [0, 2, 4, 1, 3, 5]
+    """
+    where = positions(dim)
+    owner = torch.zeros(outer.size, dim.size, dtype=torch.bool).scatter_(1, where[outer.id], True)
+    index = where[inner.id]
+    return torch.cat([index[own[index]].reshape(inner.size, -1) for own in owner])
+
+
 def normal_form(dim: DimType) -> DimType:
     """The same layout with nesting flattened, units of one dropped and fixed neighbours merged.
 

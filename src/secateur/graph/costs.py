@@ -54,7 +54,7 @@ def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None
     """
     typing = structure.typing
     axes: dict[str, list[int]] = {}
-    for axis, (name, _) in structure.axis_groups.items():
+    for axis, name in structure.axis_groups.items():
         axes.setdefault(name, []).append(axis)
 
     def resolved(dims: Dims) -> Dims:

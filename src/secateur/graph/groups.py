@@ -1,15 +1,20 @@
 """Groups: the axes that remain unfixed, each with every parameter slice that it ties together."""
 
 import fnmatch
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from secateur.graph.axes import Axis, Concat, DimType, Product, fixed_sizes, leaves, positions
+import torch
+
+from secateur.errors import ArgumentError
+from secateur.graph.axes import Axis, Concat, Dims, DimType, Product, fixed_sizes, leaves, positions, positions_within
 from secateur.graph.infer import infer
+from secateur.graph.nesting import outer_axes
 from secateur.graph.trace import Program
 from secateur.graph.typing import Typing
-from secateur.types import FixedAxis, Group, Slice
+from secateur.types import FixedAxis, Group, Rows, Slice
 
 IGNORED = "ignored at the caller's wish"
 
@@ -22,13 +27,13 @@ class Structure:
         groups: what can be cut.
         fixed: what cannot, and why.
         typing: the types themselves.
-        axis_groups: axis id -> (name of its group, row in it).
+        axis_groups: axis id -> name of its group.
     """
 
     groups: tuple[Group, ...]
     fixed: tuple[FixedAxis, ...]
     typing: Typing
-    axis_groups: dict[int, tuple[str, int]]
+    axis_groups: dict[int, str]
 
     def coverage(self) -> float:
         """Share of removable positions, over all parameters, that lie in a group.
@@ -36,10 +41,13 @@ class Structure:
         Positions fixed by the meaning of the model (inputs, outputs, kernel taps, vocabulary) do not
         count as removable.
         """
-        free = sum(len(s.index) * s.index.shape[1] for g in self.groups for s in g.slices if s.trained)
+        free = sum(extent(s) for g in self.groups for s in g.slices if s.trained)
         lost = sum(f.size for f in self.fixed if not f.reason.startswith(BY_MEANING))
         return free / (free + lost) if free + lost else 0.0
 
+
+Ignored = Collection[str | Callable[[str], bool]]
+Option = int | Mapping[str, int]
 
 PLACES = {"outer": "head", "inner": "head_dim"}
 
@@ -56,61 +64,132 @@ BY_MEANING = (
 
 
 def find_groups(
-    program: Program, ignore: Collection[str] = (), *, predicate: Callable[[str], bool] | None = None
+    program: Program, ignore: Ignored = (), *, multiple_of: Option = 1, minimum: Option = 1
 ) -> tuple[Group, ...]:
     """Every set of parameter slices that can be cut together.
 
     Args:
         program: from `trace`.
-        ignore: names of modules or parameters, or globs (`"layer4.*"`), whose units must stay.
-        predicate: called with each parameter's name; true means that it must stay.
+        ignore: what must stay: names of modules or parameters, globs (`"layer4.*"`), or functions of a
+            parameter's name.
+        multiple_of: widths stay multiples of this: one number, or glob of group names -> number.
+        minimum: the least width, likewise.
+
+    Raises:
+        ArgumentError: a number below 1, or a pattern that fits no group.
 
     >>> import secateur as sc, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
     >>> [(g.name, g.size) for g in sc.find_groups(sc.trace(net, (torch.zeros(1, 3),)))]
     [('0', 5)]
     """
-    return structure(program, ignore, predicate=predicate).groups
+    groups = structure(program, ignore).groups
+    names = [group.name for group in groups]
+    multiples, least = _option(names, multiple_of, "multiple_of"), _option(names, minimum, "minimum")
+    return tuple(
+        replace(g, multiple_of=multiples[g.name], minimum=min(max(g.minimum, least[g.name]), g.width)) for g in groups
+    )
 
 
-def find_fixed(program: Program, ignore: Collection[str] = ()) -> tuple[FixedAxis, ...]:
+def find_fixed(program: Program, ignore: Ignored = ()) -> tuple[FixedAxis, ...]:
     """Every parameter dimension that no group holds, and why."""
     return structure(program, ignore).fixed
 
 
-def structure(
-    program: Program, ignore: Collection[str] = (), *, predicate: Callable[[str], bool] | None = None
-) -> Structure:
+def structure(program: Program, ignore: Ignored = ()) -> Structure:
     """Type `program` and read groups and fixed axes off the types."""
     typing = infer(program)
-    for name, dims in typing.state.items():
-        if is_ignored(name, ignore) or (predicate is not None and predicate(name)):
-            typing.fix(dims, IGNORED)
+    outer = outer_axes(typing)
     slices: dict[int, list[Slice]] = defaultdict(list)
     sizes: dict[int, int] = {}
     fixed: list[FixedAxis] = []
     for name, dims in typing.state.items():
-        for number, dim in enumerate(dims):
-            resolved = typing.unifier.resolve(dim)
-            fixed += [FixedAxis(name, number, f.size, f.reason) for f in fixed_sizes(resolved)]
-            sizes |= {axis.id: axis.size for axis in leaves(resolved)}
-            for id_, index in positions(resolved).items():
-                slices[id_].append(Slice(name, number, index, trained=name in program.trained))
+        resolved = tuple(typing.unifier.resolve(dim) for dim in dims)
+        for number, dim in enumerate(resolved):
+            fixed += [FixedAxis(name, number, f.size, f.reason) for f in fixed_sizes(dim)]
+            for axis in dict.fromkeys(leaves(dim)):
+                sizes[axis.id] = axis.size
+                found = _slice(name, resolved, number, axis, outer.get(axis.id))
+                slices[axis.id].append(replace(found, trained=name in program.trained))
     members = _members(typing, [id_ for id_ in slices if _is_cuttable(slices[id_], sizes[id_])])
-    groups = [_group(typing, family, slices, sizes) for family in members]
-    named = _named(groups)
-    where = {id_: (g.name, row) for family, g in zip(members, named, strict=True) for row, id_ in enumerate(family)}
-    return Structure(tuple(named), tuple(fixed), typing, where)
+    groups = _named([_group(typing, family, slices, sizes, outer) for family in members])
+    places: dict[int, Rows] = {}
+    for family, group in zip(members, groups, strict=True):
+        for id_, row in zip(family, _first_rows(family, outer), strict=True):
+            places[id_] = Rows(group.name, row * group.width, _rows_of(id_, outer))
+    nested = [
+        replace(group, nesting=_nesting_of(family, places, outer))
+        for family, group in zip(members, groups, strict=True)
+    ]
+    left = {g.name for g in nested if any(is_ignored(s.parameter, ignore) for s in g.slices)}
+    fixed += [FixedAxis(s.parameter, s.dim, extent(s), IGNORED) for g in nested if g.name in left for s in g.slices]
+    free = tuple(g for g in nested if g.name not in left)
+    return Structure(free, tuple(fixed), typing, {id_: p.outer for id_, p in places.items() if p.outer not in left})
 
 
-def is_ignored(name: str, ignore: Collection[str]) -> bool:
+def extent(s: Slice) -> int:
+    """Positions of its dimension that a slice covers.
+
+    >>> import torch
+    >>> extent(Slice("w", 0, torch.tensor([[0], [1], [0], [1]])))
+    2
+    """
+    return len(torch.unique(s.index))
+
+
+def _slice(name: str, dims: Dims, number: int, axis: Axis, outer: Axis | None) -> Slice:
+    """Where the units of an axis lie along one dimension; those within an outer axis are told apart by it."""
+    dim = dims[number]
+    if outer is None:
+        return Slice(name, number, positions(dim)[axis.id])
+    if outer in leaves(dim):
+        return Slice(name, number, positions_within(dim, axis, outer))
+    beside = next(k for k, other in enumerate(dims) if outer in leaves(other))
+    rows = positions(dims[beside])[outer.id].repeat_interleave(axis.size, 0)
+    return Slice(name, number, positions(dim)[axis.id].repeat(outer.size, 1), within=(beside, rows))
+
+
+def _rows_of(id_: int, outer: Mapping[int, Axis]) -> int:
+    return outer[id_].size if id_ in outer else 1
+
+
+def _first_rows(family: Sequence[int], outer: Mapping[int, Axis]) -> list[int]:
+    """The first row of each axis of a family in their group."""
+    return list(itertools.accumulate((_rows_of(id_, outer) for id_ in family), initial=0))[:-1]
+
+
+def _nesting_of(family: Sequence[int], places: Mapping[int, Rows], outer: Mapping[int, Axis]) -> tuple[Rows, ...]:
+    """The units of other groups that the rows of a family lie in; nothing where they lie in none."""
+    around = [places.get(outer[id_].id, Rows("", 0, 1)) if id_ in outer else Rows("", 0, 1) for id_ in family]
+    found = tuple(replace(place, count=_rows_of(id_, outer)) for id_, place in zip(family, around, strict=True))
+    return found if any(rows.outer for rows in found) else ()
+
+
+def _option(names: Sequence[str], given: Option, what: str) -> dict[str, int]:
+    """The number for each group: the last pattern that fits decides, 1 where none does."""
+    found = dict.fromkeys(names, given if isinstance(given, int) else 1)
+    for pattern, number in given.items() if isinstance(given, Mapping) else [("*", given)] if names else []:
+        fitting = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        if number < 1 or not fitting:
+            raise ArgumentError(
+                f"{what}: {pattern!r} -> {number}; needed a number of at least 1 and a pattern that fits one of "
+                f"the groups {names}"
+            )
+        found |= dict.fromkeys(fitting, number)
+    return found
+
+
+def is_ignored(name: str, ignore: Ignored) -> bool:
     """Whether a pattern names the parameter, one of its modules, or matches it as a glob.
 
     >>> is_ignored("layer1.0.conv.weight", ["layer1.0"]), is_ignored("fc.weight", ["layer*"])
     (True, False)
     """
     return any(
-        name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern) for pattern in ignore
+        pattern(name)
+        if callable(pattern)
+        else name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+        for pattern in ignore
     )
 
 
@@ -131,11 +210,17 @@ def _members(typing: Typing, ids: list[int]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(taken.get(id_, (id_,)) for id_ in ids))
 
 
-def _group(typing: Typing, family: tuple[int, ...], slices: dict[int, list[Slice]], sizes: dict[int, int]) -> Group:
-    """One group of the axes of `family`, its rows; a row's units follow those of the row before."""
+def _group(
+    typing: Typing,
+    family: tuple[int, ...],
+    slices: Mapping[int, list[Slice]],
+    sizes: Mapping[int, int],
+    outer: Mapping[int, Axis],
+) -> Group:
+    """One group of the axes of `family`; a row's units follow those of the row before."""
     width = sizes[family[0]]
     own: list[Slice] = []
-    for row, id_ in enumerate(family):
+    for row, id_ in zip(_first_rows(family, outer), family, strict=True):
         bare = _is_summed_bare(typing, id_)
         own += [
             replace(s, first=row * width, masked=s.trained and (bare or _is_consumer(typing, s))) for s in slices[id_]
@@ -143,10 +228,10 @@ def _group(typing: Typing, family: tuple[int, ...], slices: dict[int, list[Slice
     notes = [r.text for r in typing.remarks if set(family) & _ids(typing, r.dim)]
     return Group(
         name=_producer(own),
-        size=width * len(family),
+        size=width * sum(_rows_of(id_, outer) for id_ in family),
         slices=tuple(own),
         granularity=_granularity(typing, own, family),
-        rows=len(family),
+        rows=sum(_rows_of(id_, outer) for id_ in family),
         exact=not notes,
         note="; ".join(dict.fromkeys(notes)),
         minimum=2 if _nesting(typing, own, family) else 1,

@@ -56,7 +56,9 @@ def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
     if shapes is None:
         return None
     rule = rule_for(node)
+    known = len(typing.contractions), len(typing.remarks)
     result = rule(typing, node) if rule else None
+    typing.facts[node] = typing.contractions[known[0] :], typing.remarks[known[1] :]
     return _unknown(typing, node, shapes) if result is None else _checked(node, result, shapes)
 
 

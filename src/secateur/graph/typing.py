@@ -90,6 +90,7 @@ class Typing:
     families: list[tuple[DimType, ...]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
+    facts: dict[fx.Node, tuple[list[Contraction], list[Remark]]] = field(default_factory=dict)
     mac_terms: list[MacTerm] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
 

@@ -14,8 +14,8 @@ from secateur.data import Batch, Batches
 from secateur.graph.trace import named_state
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import Metric, PerSample
+from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, Scores, plan_widths
-from secateur.surgery.tensors import masked_positions, zero_positions
 from secateur.types import Evaluation, Floats, Group
 
 
@@ -80,9 +80,9 @@ def silenced(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[
     saved: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
-            for name, zeros in masked_positions(groups, plan).items():
+            for name, masked in masked_tensors(model, groups, plan).items():
                 saved[name] = state[name].detach().clone()
-                state[name].copy_(zero_positions(state[name], zeros))
+                state[name].copy_(masked)
         yield
     finally:
         with torch.no_grad():

@@ -48,7 +48,7 @@ def demands(structure: Structure, widths: Mapping[str, int], *, with_source: boo
 
 def kept_units(structure: Structure, widths: Mapping[str, int]) -> dict[int, int]:
     """Axis id -> units that stay, for groups that keep `widths[name]` units in a row."""
-    return {axis: widths[name] for axis, (name, _) in structure.axis_groups.items() if name in widths}
+    return {axis: widths[name] for axis, name in structure.axis_groups.items() if name in widths}
 
 
 def solved(structure: Structure, widths: Mapping[str, int]) -> list[Rewrite]:

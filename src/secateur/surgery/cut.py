@@ -15,7 +15,7 @@ from secateur.graph.trace import Program, canonical_names, in_eval_mode, named_s
 from secateur.surgery.attributes import Demand, apply, demands, proposals, revert, rewrite_known, solved, trials
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan
-from secateur.surgery.tensors import gather, kept_positions, replace_state
+from secateur.surgery.tensors import gather, removed_marks, replace_state
 from secateur.types import Group, Rewrite
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -90,10 +90,8 @@ def _check_program(model: nn.Module, program: Program) -> None:
 def _cut_tensors(small: nn.Module, found: Structure, plan: Plan) -> None:
     state, aliases = named_state(small), canonical_names(small)
     shapes = {name: tuple(state[name].shape) for name in set(aliases.values())}
-    keeps: dict[str, list[tuple[int, Tensor]]] = {}
-    for (name, dim), positions in kept_positions(found.groups, plan, shapes).items():
-        keeps.setdefault(name, []).append((dim, positions))
-    replace_state(small, {name: gather(state[name], where) for name, where in keeps.items()})
+    marks = removed_marks(found.groups, plan, shapes)
+    replace_state(small, {name: gather(state[name], gone) for name, gone in marks.items()})
 
 
 @dataclass(frozen=True, eq=False)

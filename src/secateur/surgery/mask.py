@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import Program, named_state
 from secateur.surgery.plan import Plan, check_plan
-from secateur.surgery.tensors import masked_positions, replace_state, zero_positions
+from secateur.surgery.tensors import removed_marks, replace_state, zero_marked
 from secateur.types import Group
 
 
@@ -36,4 +36,6 @@ def mask(model: nn.Module, plan: Plan, *, program: Program) -> nn.Module:
 def masked_tensors(model: nn.Module, groups: Sequence[Group], plan: Plan) -> dict[str, Tensor]:
     """The tensors of `model` that masking changes, changed; by canonical name."""
     state = named_state(model)
-    return {name: zero_positions(state[name], zeros) for name, zeros in masked_positions(groups, plan).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    marks = removed_marks(groups, plan, shapes, masked_only=True)
+    return {name: zero_marked(state[name], found) for name, found in marks.items()}

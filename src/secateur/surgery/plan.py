@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.costs import cost_model
 from secateur.graph.groups import structure
 from secateur.graph.trace import Program, named_state
-from secateur.types import Cost, Group
+from secateur.types import Cost, Group, Rows
 
 Scores = Mapping[str, Tensor]
 SCHEMA_VERSION = 1
@@ -25,10 +25,12 @@ class Plan:
     Attributes:
         keep: group -> int64 positions of the kept units, ascending.
         sizes: group -> number of units before.
+        nesting: group whose rows lie within the units of others -> those, in order of the rows.
     """
 
     keep: Mapping[str, Tensor]
     sizes: Mapping[str, int]
+    nesting: Mapping[str, tuple[Rows, ...]] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -56,15 +58,32 @@ class Plan:
         [2]
         """
         keep, sizes = dict(self.keep), dict(self.sizes)
+        nesting = {**later.nesting, **self.nesting}
         for name, kept in later.keep.items():
-            before = keep.get(name)
-            if before is not None and len(before) != later.sizes[name]:
+            alive = self._alive_rows(nesting.get(name, ()))
+            size = sizes.setdefault(name, later.sizes[name] * len(alive) // max(int(alive.sum()), 1))
+            rows = keep.get(name, torch.arange(size)).reshape(len(alive), -1)
+            left = rows[alive].flatten()
+            if len(left) != later.sizes[name]:
                 raise PlanError(
-                    f"group {name!r}: the later plan is for {later.sizes[name]} units, this one leaves {len(before)}"
+                    f"group {name!r}: the later plan is for {later.sizes[name]} units, this one leaves {len(left)}"
                 )
-            keep[name] = kept if before is None else before[kept]
-            sizes.setdefault(name, later.sizes[name])
-        return Plan(keep, sizes)
+            chosen = left[kept].reshape(int(alive.sum()), -1)
+            # Rows of outer units that are gone keep equally many, whichever.
+            rows = rows[:, : chosen.shape[1]].clone()
+            rows[alive] = chosen
+            keep[name] = rows.flatten()
+        return Plan(keep, sizes, nesting)
+
+    def _alive_rows(self, nesting: Sequence[Rows]) -> Tensor:
+        """Which rows of a group lie in outer units that this plan keeps: bool (rows,)."""
+        alive = [
+            self.mask(rows.outer)[rows.first : rows.first + rows.count]
+            if rows.outer in self.keep
+            else torch.ones(rows.count, dtype=torch.bool)
+            for rows in nesting
+        ]
+        return torch.cat(alive) if alive else torch.ones(1, dtype=torch.bool)
 
     def cost(self, program: Program) -> Cost:
         """The cost of the cut model, predicted from the types; latency is not predicted."""
@@ -80,7 +99,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives it back."""
-        groups = {name: {"size": self.sizes[name], "keep": kept.tolist()} for name, kept in sorted(self.keep.items())}
+        groups = {
+            name: {"size": self.sizes[name], "keep": kept.tolist()}
+            | ({"nesting": [asdict(rows) for rows in self.nesting[name]]} if name in self.nesting else {})
+            for name, kept in sorted(self.keep.items())
+        }
         return json.dumps({"schema_version": SCHEMA_VERSION, "groups": groups})
 
     @staticmethod
@@ -100,13 +123,14 @@ class Plan:
             version = raw["schema_version"]
             keep = {str(n): torch.tensor(g["keep"], dtype=torch.int64) for n, g in groups.items()}
             sizes = {str(n): int(g["size"]) for n, g in groups.items()}
+            nesting = {str(n): tuple(Rows(**r) for r in g["nesting"]) for n, g in groups.items() if "nesting" in g}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"this is not a plan in JSON: {error}; write one with plan.to_json()") from error
         if version != SCHEMA_VERSION:
             raise PlanError(f"the plan has schema version {version}; this release reads version {SCHEMA_VERSION}")
         for name, kept in keep.items():
             check_keep(name, kept, sizes[name])
-        return Plan(keep, sizes)
+        return Plan(keep, sizes, nesting)
 
 
 def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[str, float]) -> Plan:
@@ -142,7 +166,8 @@ def plan_widths(groups: Sequence[Group], scores: Scores, widths: Mapping[str, in
     """Keep the `widths[name]` highest-scored units in each row of each named group."""
     chosen = [group for group in groups if group.name in widths]
     keep = {group.name: top_units(group, scores, widths[group.name]) for group in chosen}
-    return Plan(keep, {group.name: group.size for group in chosen})
+    nesting = {group.name: group.nesting for group in chosen if group.nesting}
+    return Plan(keep, {group.name: group.size for group in chosen}, nesting)
 
 
 def kept_width(group: Group, sparsity: float) -> int:

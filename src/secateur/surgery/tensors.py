@@ -8,57 +8,112 @@ from torch import Tensor, nn
 
 from secateur.graph.trace import canonical_names, named_state
 from secateur.surgery.plan import Plan
-from secateur.types import Group, Slice
+from secateur.types import Group
 
 Place = tuple[str, int]
+Shapes = Mapping[str, tuple[int, ...]]
+
+Marked = tuple[tuple[int, ...], Tensor]
+"""Dimensions of a tensor and a bool mask over them: one dimension, or an outer one and one within it."""
 
 
-def removed_positions(groups: Sequence[Group], plan: Plan) -> list[tuple[Slice, Tensor]]:
-    """Every slice that the plan touches, with the positions along its dimension that go."""
-    return [
-        (s, s.positions(~plan.mask(group.name))) for group in groups if group.name in plan.keep for s in group.slices
-    ]
+def removed_marks(
+    groups: Sequence[Group], plan: Plan, shapes: Shapes, *, masked_only: bool = False
+) -> dict[str, list[Marked]]:
+    """What the plan removes of each parameter.
+
+    Args:
+        groups: of the model.
+        plan: what stays.
+        shapes: canonical name -> shape.
+        masked_only: only what masking zeroes.
+    """
+    marks: dict[str, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
+    for group in groups:
+        if group.name not in plan.keep:
+            continue
+        gone = ~plan.mask(group.name)
+        for s in group.slices:
+            units = gone[s.first : s.first + len(s.index)]
+            if (masked_only and not s.masked) or not bool(units.any()):
+                continue
+            dims = (s.dim,) if s.within is None else (s.within[0], s.dim)
+            shape = [shapes[s.parameter][dim] for dim in dims]
+            mark = marks[s.parameter].setdefault(dims, torch.zeros(shape, dtype=torch.bool))
+            if s.within is None:
+                mark[s.index[units].flatten()] = True
+            else:
+                mark[s.within[1][units].unsqueeze(2), s.index[units].unsqueeze(1)] = True
+    return {name: list(_merged(found).items()) for name, found in marks.items()}
 
 
-def kept_positions(groups: Sequence[Group], plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[Place, Tensor]:
-    """(parameter, dimension) -> int64 positions that stay, ascending."""
-    masks: dict[Place, Tensor] = {}
-    for s, gone in removed_positions(groups, plan):
-        place = (s.parameter, s.dim)
-        masks.setdefault(place, torch.ones(shapes[s.parameter][s.dim], dtype=torch.bool))[gone] = False
-    return {place: mask.nonzero().flatten() for place, mask in masks.items() if not bool(mask.all())}
+def _merged(marks: Mapping[tuple[int, ...], Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """One mark for each dimension: what goes from every row goes from each."""
+    nested = {dims[-1] for dims in marks if len(dims) == 2}
+    return {
+        dims: mark | marks[dims[1:]] if len(dims) == 2 and dims[1:] in marks else mark
+        for dims, mark in marks.items()
+        if len(dims) == 2 or dims[0] not in nested
+    }
 
 
-def zero_positions(tensor: Tensor, zeros: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """A copy of `tensor` with the given positions along the given dimensions set to zero.
+def kept_positions(groups: Sequence[Group], plan: Plan, shapes: Shapes) -> dict[Place, Tensor]:
+    """(parameter, dimension) -> int64 positions that stay, ascending, where they are the same everywhere."""
+    return {
+        (name, dims[0]): (~mark).nonzero().flatten()
+        for name, marks in removed_marks(groups, plan, shapes).items()
+        for dims, mark in marks
+        if len(dims) == 1
+    }
 
-    >>> zero_positions(torch.ones(2, 3), [(1, torch.tensor([0, 2]))]).tolist()
+
+def zero_marked(tensor: Tensor, marks: Iterable[Marked]) -> Tensor:
+    """A copy of `tensor` with all that is marked set to zero.
+
+    >>> zero_marked(torch.ones(2, 3), [((1,), torch.tensor([True, False, True]))]).tolist()
     [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     """
     copy = tensor.detach().clone()
-    for dim, positions in zeros:
-        copy.index_fill_(dim, positions.to(tensor.device), 0)
+    for dims, mark in marks:
+        copy.masked_fill_(_spread(mark, dims, tensor.ndim).to(tensor.device), 0)
     return copy
 
 
-def masked_positions(groups: Sequence[Group], plan: Plan) -> dict[str, list[tuple[int, Tensor]]]:
-    """What masking zeroes: parameter -> (dimension, positions)."""
-    found: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-    for s, gone in removed_positions(groups, plan):
-        if s.masked and len(gone):
-            found[s.parameter].append((s.dim, gone))
-    return dict(found)
+def gather(tensor: Tensor, marks: Iterable[Marked]) -> Tensor:
+    """`tensor` without what is marked, in the memory format it had.
 
+    Where rows lose different positions, they must lose equally many.
 
-def gather(tensor: Tensor, keeps: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """The kept positions of `tensor`, in the memory format it had."""
+    >>> marks = [((0, 1), torch.tensor([[True, False, False], [False, False, True]]))]
+    >>> gather(torch.arange(6).reshape(2, 3), marks).tolist()
+    [[1, 2], [3, 4]]
+    """
     small = tensor.detach()
-    for dim, positions in keeps:
-        small = small.index_select(dim, positions.to(tensor.device))
+    # What differs from row to row first, while the rows are all there.
+    for dims, mark in sorted(marks, key=lambda marked: -len(marked[0])):
+        kept = ~mark.to(tensor.device)
+        if len(dims) == 1:
+            small = small.index_select(dims[0], kept.nonzero().flatten())
+        else:
+            columns = kept.nonzero()[:, 1].reshape(len(kept), -1)
+            index = _spread(columns, dims, tensor.ndim)
+            shape = list(small.shape)
+            shape[dims[1]] = columns.shape[1]
+            small = small.take_along_dim(index.expand(shape), dims[1])
     is_channels_last = (
         tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
     )
     return small.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+
+
+def _spread(table: Tensor, dims: tuple[int, ...], rank: int) -> Tensor:
+    """A table over `dims` as a tensor of `rank` dimensions that broadcasts over the others."""
+    if len(dims) == 2 and dims[0] > dims[1]:
+        return _spread(table.T, dims[::-1], rank)
+    shape = [1] * rank
+    for dim, size in zip(dims, table.shape, strict=True):
+        shape[dim] = size
+    return table.reshape(shape)
 
 
 def replace_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
