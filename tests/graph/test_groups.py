@@ -146,9 +146,9 @@ def test_widths_keep_the_multiple_and_the_minimum_asked_for() -> None:
     assert [(g.name, g.multiple_of, g.minimum) for g in found] == [("0", 4, 3), ("2", 2, 3)]
     kept = plan(found, {g.name: torch.rand(g.size) for g in found}, sparsity=0.9).keep
     assert {name: len(units) for name, units in kept.items()} == {"0": 4, "2": 4}
-    with pytest.raises(ArgumentError, match="'9' -> 2.*fits one of the groups"):
+    with pytest.raises(ArgumentError, match=r"'9' -> 2.*fits one of the groups"):
         find_groups(program, multiple_of={"9": 2})
-    with pytest.raises(ArgumentError, match="minimum.*at least 1"):
+    with pytest.raises(ArgumentError, match=r"minimum.*at least 1"):
         find_groups(program, minimum=0)
 
 
