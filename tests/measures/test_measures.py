@@ -48,6 +48,20 @@ def test_tied_parameters_count_once_and_measuring_changes_nothing() -> None:
     assert model.training
 
 
+def test_macs_where_a_layer_is_handed_a_view_of_a_parameter() -> None:
+    class Handing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Parameter(torch.randn(6, 3)), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer(self.table[:4])
+
+    model = Handing()
+    assert measure(model, (torch.zeros(4, 2),), latency=False).macs == 4 * 3 * 2
+    assert model.table.requires_grad
+
+
 def test_a_slower_model_is_found_slower_and_equal_ones_get_no_verdict() -> None:
     small, large = nn.Linear(16, 16), nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
 

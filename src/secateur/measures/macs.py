@@ -27,10 +27,10 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     """
     with _slow_path():
         try:
-            return _count(copy.deepcopy(model).to("meta"), *_on_meta(args, dict(kwargs or {})))
+            return _count(_frozen(model).to("meta"), *_on_meta(args, dict(kwargs or {})))
         except Exception:
             with _plain_kernels():
-                return _count(model, args, dict(kwargs or {}))
+                return _count(_frozen(model), args, dict(kwargs or {}))
 
 
 def count_params(model: nn.Module) -> int:
@@ -55,6 +55,11 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> i
     with in_eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy without gradients: torch's counter hooks what needs them, and fails on parameters handed on."""
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 @contextlib.contextmanager
