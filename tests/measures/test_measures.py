@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from torch import nn
+from torch import Tensor, nn
 
 from networks import CASES, built
 from secateur.data import as_batches
