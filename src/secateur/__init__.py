@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
     from secateur.sensitivity.scan import scan
-    from secateur.storage.saved_model import load_model as load
+    from secateur.storage.saved_model import load_model as load, save_model as save
     from secateur.surgery.cut import cut
     from secateur.surgery.mask import mask
     from secateur.surgery.plan import Plan, plan
@@ -86,6 +86,7 @@ _HOMES = {
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
     "prune": "secateur.pipeline.prune:prune",
+    "save": "secateur.storage.saved_model:save_model",
     "scan": "secateur.sensitivity.scan:scan",
     "score": "secateur.criteria.criterion:score",
     "trace": "secateur.graph.trace:trace",
@@ -133,6 +134,7 @@ __all__ = [
     "measure",
     "plan",
     "prune",
+    "save",
     "scan",
     "score",
     "trace",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from networks import CASES, Case, built
 from secateur.errors import SavedModelError
@@ -23,7 +23,7 @@ def saved(case: Case, directory: Path) -> tuple[nn.Module, nn.Module]:
     groups = find_groups(program)
     chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
     small = cut(model, chosen, program=program)
-    save_model(small, directory, original=model, plan_json=chosen.to_json())
+    save_model(small, directory, original=model, plan=chosen)
     return model, small
 
 
@@ -82,4 +82,44 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     saved(CASES[0], tmp_path)
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(SavedModelError, match="missing"):
+        load_model(lambda: built(CASES[0]), tmp_path)
+
+
+class Settings:
+    """A plain object, as configurations are."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.parts = width, [width, 4]
+
+
+class Configured(nn.Module):
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.settings = Settings(width)
+        self.up, self.down = nn.Linear(3, width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).view(-1, self.settings.parts[0]).view(-1, self.settings.width))
+
+
+def test_sizes_in_settings_and_lists_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Configured().eval()
+    program = trace(model, (torch.zeros(2, 3),))
+    groups = find_groups(program)
+    chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
+    small = cut(model, chosen, program=program)
+    save_model(small, tmp_path, original=model, plan=chosen)
+    loaded = load_model(Configured, tmp_path)
+    assert (loaded.settings.width, loaded.settings.parts) == (3, [3, 4])
+    x = torch.randn(5, 3)
+    assert torch.equal(loaded(x), small(x))
+
+
+def test_a_size_that_the_factory_does_not_have_is_refused(tmp_path: Path) -> None:
+    saved(CASES[0], tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["rewrites"].append(["", "__class__", 3])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SavedModelError, match="'__class__'"):
         load_model(lambda: built(CASES[0]), tmp_path)

@@ -1,6 +1,7 @@
 """The law of surgery, on one network: the cut model is the masked model, smaller, in the user's own class."""
 
 import copy
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from secateur.graph.groups import Structure, structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.cost import measure
+from secateur.storage.saved_model import load_model, save_model
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import mask
 from secateur.surgery.plan import Plan, plan, plan_widths
@@ -82,6 +84,7 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
         _same_state(model, before)
         if number == 0:
             verdict.macs_left = round(_costs(small, chosen, program, args, kwargs), 3)
+            _saved(entry, model, small, chosen)
     _again(entry, small)
 
 
@@ -153,6 +156,17 @@ def _costs(small: nn.Module, chosen: Plan, program: Program, args: Any, kwargs: 
     assert predicted.params == measured.params, f"parameters: predicted {predicted.params}, got {measured.params}"
     assert predicted.macs == measured.macs, f"MACs: predicted {predicted.macs}, measured {measured.macs}"
     return measured.macs / max(Plan({}, {}).cost(program).macs, 1)
+
+
+def _saved(entry: Entry, model: nn.Module, small: nn.Module, chosen: Plan) -> None:
+    """What is saved and loaded computes the same; a plan survives JSON."""
+    assert Plan.from_json(chosen.to_json()) == chosen, "the plan changed on its way through JSON"
+    fresh = entry.inputs(entry.batches[0])
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(small, folder, original=model, plan=chosen)
+        loaded = load_model(lambda: prepared(entry), folder)
+    same = zip(tensors(loaded, *fresh), tensors(small, *fresh), strict=True)
+    assert all(torch.equal(a, b) for a, b in same), "the loaded model differs from the saved one"
 
 
 def _again(entry: Entry, small: nn.Module) -> None:

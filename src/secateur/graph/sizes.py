@@ -287,6 +287,37 @@ def tagged_attributes(model: nn.Module) -> Iterator[None]:
             _untag(vars(module), seen, DEPTH)
 
 
+def held_sizes(model: nn.Module) -> dict[tuple[str, str], int | tuple[int, ...]]:
+    """Every integer, and every tuple or list of integers, that a module or its settings hold.
+
+    The keys are (path of the module, path of the attribute in it).
+
+    >>> held_sizes(nn.Dropout()), held_sizes(nn.Linear(3, 2))
+    ({}, {('', 'in_features'): 3, ('', 'out_features'): 2})
+    """
+    seen: set[int] = set()
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for name, value in _held("", vars(module), seen, DEPTH)
+    }
+
+
+def _held(
+    prefix: str, held: Mapping[str, Any], seen: set[int], depth: int
+) -> Iterator[tuple[str, int | tuple[int, ...]]]:
+    for name, value in held.items():
+        if name.startswith("__"):
+            continue
+        if type(value) is int:
+            yield prefix + name, value
+        elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+            yield prefix + name, tuple(value)
+        elif depth and _is_plain(value) and id(value) not in seen:
+            seen.add(id(value))
+            yield from _held(f"{prefix}{name}.", vars(value), seen, depth - 1)
+
+
 def _tag(path: str, prefix: str, held: dict[str, Any], seen: set[int], depth: int) -> None:
     for name, value in list(held.items()):
         full = f"{prefix}{name}"

@@ -47,5 +47,5 @@ class Result:
 
     def save(self, directory: str | Path) -> Path:
         """Write weights (safetensors) and a manifest with the plan; `load(factory, directory)` reads them."""
-        save_model(self.model, Path(directory), original=self.original, plan_json=self.plan.to_json())
+        save_model(self.model, Path(directory), original=self.original, plan=self.plan)
         return Path(directory)

@@ -220,7 +220,7 @@ def _save(task: Task, result: Round, directory: Path) -> None:
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
         ],
     }
-    save_model(result.model, directory, original=task.model, plan_json=result.plan.to_json(), extra=record)
+    save_model(result.model, directory, original=task.model, plan=result.plan, extra=record)
 
 
 def saved_round(task: Task, directory: Path | None, number: int) -> Round | None:

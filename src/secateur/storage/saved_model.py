@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.errors import SavedModelError
+from secateur.graph.sizes import held_sizes
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors
+from secateur.surgery.attributes import apply
+from secateur.surgery.plan import Plan
 from secateur.surgery.tensors import replace_state
 from secateur.types import Rewrite
 
@@ -27,10 +30,10 @@ MANIFEST = "manifest.json"
 
 def save_model(
     model: nn.Module,
-    directory: Path,
+    directory: str | Path,
     *,
     original: nn.Module,
-    plan_json: str,
+    plan: Plan,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model` so that `load_model(factory_of_the_original, directory)` gives it back.
@@ -41,22 +44,23 @@ def save_model(
         model: the cut model.
         directory: made if need be; files in it are replaced atomically.
         original: the dense model, of the same class; only its attributes are read.
-        plan_json: the plan, for people and for replay.
+        plan: the plan that was cut, for people and for replay.
         extra: anything else that JSON can hold.
     """
     aliases = canonical_names(model)
     state = {name: tensor for name, tensor in named_state(model).items() if aliases[name] == name}
-    (directory / MANIFEST).unlink(missing_ok=True)
-    write_safetensors(directory / WEIGHTS, state)
+    folder = Path(directory)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_safetensors(folder / WEIGHTS, state)
     write_json(
-        directory / MANIFEST,
+        folder / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
             "model_type": _type_name(model),
-            "sha256": sha256_file(directory / WEIGHTS),
+            "sha256": sha256_file(folder / WEIGHTS),
             "aliases": {name: canonical for name, canonical in aliases.items() if name != canonical},
             "rewrites": [[r.module, r.attribute, r.after] for r in attribute_changes(original, model)],
-            "plan": plan_json,
+            "plan": plan.to_json(),
             "torch_version": torch.__version__,
             "extra": dict(extra or {}),
         },
@@ -78,10 +82,7 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     tensors = _read_weights(folder, manifest)
     model = factory()
     _check_architecture(model, manifest, tensors, folder)
-    for path, attribute, after in manifest["rewrites"]:
-        module = model.get_submodule(path)
-        is_list = isinstance(getattr(module, attribute), list)
-        setattr(module, attribute, tuple(after) if isinstance(after, list) and not is_list else after)
+    apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
     return model
 
@@ -108,24 +109,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def attribute_changes(original: nn.Module, model: nn.Module) -> list[Rewrite]:
-    """Integer attributes (and tuples or lists of integers) in which two models of one class differ."""
-    before = dict(original.named_modules())
-    changes = []
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            old = vars(before[path]).get(name) if path in before else None
-            if _is_size(value) and _is_size(old) and value != old:
-                changes.append(Rewrite(path, name, _frozen(old), _frozen(value)))
-    return changes
+    """Integers (and tuples or lists of them) that two models of one class, or their settings, hold otherwise."""
+    before, after = held_sizes(original), held_sizes(model)
+    return [Rewrite(*place, before[place], size) for place, size in after.items() if before.get(place, size) != size]
 
 
-def _is_size(value: Any) -> bool:
-    is_sequence = isinstance(value, tuple | list) and all(type(v) is int for v in value)
-    return type(value) is int or is_sequence
-
-
-def _frozen(value: Any) -> int | tuple[int, ...]:
-    return value if isinstance(value, int) else tuple(value)
+def _rewrites(model: nn.Module, manifest: Mapping[str, Any], folder: Path) -> tuple[Rewrite, ...]:
+    held = held_sizes(model)
+    for path, name, _ in manifest["rewrites"]:
+        if (path, name) not in held:
+            raise SavedModelError(
+                f"{folder}: the size {name!r} of module {path!r} is in the {MANIFEST} but not in the factory's model; "
+                "the factory builds another architecture"
+            )
+    return tuple(Rewrite(path, name, held[path, name], after) for path, name, after in manifest["rewrites"])
 
 
 def _type_name(model: nn.Module) -> str:
