@@ -198,15 +198,17 @@ def _is_cuttable(slices: list[Slice], size: int) -> bool:
 
 
 def _members(typing: Typing, ids: list[int]) -> list[tuple[int, ...]]:
-    """Axes that form one group: the rows of a family together, every other axis alone."""
-    free = set(ids)
+    """Axes that form one group: the rows of a family together, every other axis alone.
+
+    Rows stand in the order in which the parameters hold them, so that a cut model's rows are the model's.
+    """
+    place = {id_: number for number, id_ in enumerate(ids)}
     taken: dict[int, tuple[int, ...]] = {}
     for family in typing.families:
         rows = [typing.unifier.resolve(dim) for dim in family]
-        own = list(dict.fromkeys(row.id for row in rows if isinstance(row, Axis) and row.id in free))
-        for known in [taken[id_] for id_ in own if id_ in taken]:
-            own = list(dict.fromkeys([*known, *own]))
-        taken |= dict.fromkeys(own, tuple(own))
+        own = {row.id for row in rows if isinstance(row, Axis) and row.id in place}
+        own.update(*[taken[id_] for id_ in own if id_ in taken])
+        taken |= dict.fromkeys(own, tuple(sorted(own, key=place.__getitem__)))
     return list(dict.fromkeys(taken.get(id_, (id_,)) for id_ in ids))
 
 

@@ -134,7 +134,7 @@ class Equations:
         typing: the types.
         constants: those with a source that is not a plain number.
         dims: the resolved type that each counts.
-        axes: axis id -> axis, of all that a constant counts.
+        axes: every axis that a constant counts or is computed from, by id.
         touching: axis id -> constants that count it or are computed from it.
         using: attribute -> constants computed from it.
     """
@@ -215,7 +215,7 @@ def equations(typing: Typing) -> Equations:
     """The equations of a typed program, indexed by axis and by attribute."""
     constants = tuple(c for c in typing.constants if c.source is not None and not isinstance(c.source, Literal))
     dims = tuple(typing.unifier.resolve(c.dim) for c in constants)
-    axes = {axis.id: axis for dim in dims for axis in leaves(dim)}
+    axes: dict[int, Axis] = {}
     touching: dict[int, list[int]] = defaultdict(list)
     using: dict[Attribute, list[int]] = defaultdict(list)
     for number, (constant, dim) in enumerate(zip(constants, dims, strict=True)):
@@ -226,8 +226,10 @@ def equations(typing: Typing) -> Equations:
                 using[leaf].append(number)
             elif isinstance(leaf, Extent) and (of := extent_dim(typing, leaf)) is not None:
                 held.append(of)
-        for axis in {axis.id for d in held for axis in leaves(d)}:
-            touching[axis].append(number)
+        own = {axis.id: axis for d in held for axis in leaves(d)}
+        axes |= own
+        for id_ in own:
+            touching[id_].append(number)
     return Equations(typing, constants, dims, axes, touching, using)
 
 
@@ -255,7 +257,8 @@ def _bundles(typing: Typing, system: Equations) -> list[frozenset[int]]:
     """Axes that some constant depends on, together with those that must stay as wide."""
     together: dict[int, frozenset[int]] = {axis: frozenset([axis]) for axis in system.touching}
     for family in typing.families:
-        own = {axis.id for dim in family for axis in leaves(typing.unifier.resolve(dim))}
+        rows = [typing.unifier.resolve(dim) for dim in family]
+        own = {row.id for row in rows if isinstance(row, Axis)}
         whole = frozenset(itertools.chain.from_iterable(together.get(axis, {axis}) for axis in own))
         together.update(dict.fromkeys(whole, whole))
     return list(dict.fromkeys(together[axis] for axis in system.touching))
@@ -278,7 +281,14 @@ def _try(typing: Typing, system: Equations, bundle: frozenset[int]) -> bool:
 
 
 def _fails(system: Equations, axes: Sequence[Axis]) -> Constant | None:
-    return system.attributes({axis.id: axis.size - 1 for axis in axes})[1]
+    """The first constant that does not follow when equally wide axes shrink, by whatever number."""
+    # One width is not enough: with `c // 2` at a boundary, one unit less in the first half passes by rounding.
+    size = min(axis.size for axis in axes)
+    for fewer in sorted({1, min(2, size - 1), size // 2, size - 1} - {0}):
+        wrong = system.attributes({axis.id: axis.size - fewer for axis in axes})[1]
+        if wrong is not None:
+            return wrong
+    return None
 
 
 def _companions(typing: Typing, system: Equations, own: Sequence[Axis], wrong: Constant) -> Iterable[tuple[Axis, ...]]:
