@@ -1,6 +1,7 @@
 """Groups: the axes that remain unfixed, each with every parameter slice that it ties together."""
 
 import fnmatch
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from secateur.errors import ArgumentError
 from secateur.graph.axes import Axis, Concat, Dims, DimType, Product, fixed_sizes, leaves, positions, positions_within
 from secateur.graph.infer import infer
+from secateur.graph.lookup import Lookup, look_up
 from secateur.graph.nesting import outer_axes
 from secateur.graph.trace import Program
 from secateur.graph.typing import Typing
@@ -100,19 +102,21 @@ def structure(program: Program, ignore: Ignored = ()) -> Structure:
     """Type `program` and read groups and fixed axes off the types."""
     typing = infer(program)
     outer = outer_axes(typing)
+    known = look_up(typing)
+    # Equal types lie equally: one index tensor serves all their slices.
+    where = functools.cache(positions)
     slices: dict[int, list[Slice]] = defaultdict(list)
     sizes: dict[int, int] = {}
     fixed: list[FixedAxis] = []
-    for name, dims in typing.state.items():
-        resolved = tuple(typing.unifier.resolve(dim) for dim in dims)
-        for number, dim in enumerate(resolved):
+    for name, dims in known.state.items():
+        for number, dim in enumerate(dims):
             fixed += [FixedAxis(name, number, f.size, f.reason) for f in fixed_sizes(dim)]
             for axis in dict.fromkeys(leaves(dim)):
                 sizes[axis.id] = axis.size
-                found = _slice(name, resolved, number, axis, outer.get(axis.id))
+                found = _slice(name, dims, number, axis, outer.get(axis.id), where)
                 slices[axis.id].append(replace(found, trained=name in program.trained))
     members = _members(typing, [id_ for id_ in slices if _is_cuttable(slices[id_], sizes[id_])])
-    groups = _named([_group(typing, family, slices, sizes, outer) for family in members])
+    groups = _named([_group(known, family, slices, sizes, outer) for family in members])
     places: dict[int, Rows] = {}
     for family, group in zip(members, groups, strict=True):
         for id_, row in zip(family, _first_rows(family, outer), strict=True):
@@ -137,16 +141,23 @@ def extent(s: Slice) -> int:
     return len(torch.unique(s.index))
 
 
-def _slice(name: str, dims: Dims, number: int, axis: Axis, outer: Axis | None) -> Slice:
+def _slice(
+    name: str,
+    dims: Dims,
+    number: int,
+    axis: Axis,
+    outer: Axis | None,
+    where: Callable[[DimType], Mapping[int, torch.Tensor]],
+) -> Slice:
     """Where the units of an axis lie along one dimension; those within an outer axis are told apart by it."""
     dim = dims[number]
     if outer is None:
-        return Slice(name, number, positions(dim)[axis.id])
+        return Slice(name, number, where(dim)[axis.id])
     if outer in leaves(dim):
         return Slice(name, number, positions_within(dim, axis, outer))
     beside = next(k for k, other in enumerate(dims) if outer in leaves(other))
-    rows = positions(dims[beside])[outer.id].repeat_interleave(axis.size, 0)
-    return Slice(name, number, positions(dim)[axis.id].repeat(outer.size, 1), within=(beside, rows))
+    rows = where(dims[beside])[outer.id].repeat_interleave(axis.size, 0)
+    return Slice(name, number, where(dim)[axis.id].repeat(outer.size, 1), within=(beside, rows))
 
 
 def _rows_of(id_: int, outer: Mapping[int, Axis]) -> int:
@@ -213,7 +224,7 @@ def _members(typing: Typing, ids: list[int]) -> list[tuple[int, ...]]:
 
 
 def _group(
-    typing: Typing,
+    known: Lookup,
     family: tuple[int, ...],
     slices: Mapping[int, list[Slice]],
     sizes: Mapping[int, int],
@@ -223,39 +234,19 @@ def _group(
     width = sizes[family[0]]
     own: list[Slice] = []
     for row, id_ in zip(_first_rows(family, outer), family, strict=True):
-        bare = _is_summed_bare(typing, id_)
-        own += [
-            replace(s, first=row * width, masked=s.trained and (bare or _is_consumer(typing, s))) for s in slices[id_]
-        ]
-    notes = [r.text for r in typing.remarks if set(family) & _ids(typing, r.dim)]
+        bare = id_ in known.bare
+        own += [replace(s, first=row * width, masked=s.trained and (bare or known.is_consumer(s))) for s in slices[id_]]
+    notes = known.why_inexact(family)
+    place = _nesting(known, own, family)
     return Group(
         name=_producer(own),
         size=width * sum(_rows_of(id_, outer) for id_ in family),
         slices=tuple(own),
-        granularity=_granularity(typing, own, family),
+        granularity=_granularity(known, own, place),
         rows=sum(_rows_of(id_, outer) for id_ in family),
         exact=not notes,
-        note="; ".join(dict.fromkeys(notes)),
-        minimum=2 if _nesting(typing, own, family) else 1,
-    )
-
-
-def _ids(typing: Typing, dim: DimType) -> set[int]:
-    return {axis.id for axis in leaves(typing.unifier.resolve(dim))}
-
-
-def _is_summed_bare(typing: Typing, id_: int) -> bool:
-    """Whether something sums over the axis without a parameter: then only its makers can be zeroed."""
-    return any(c.source is None and id_ in _ids(typing, c.dim) for c in typing.contractions)
-
-
-def _is_consumer(typing: Typing, s: Slice) -> bool:
-    """Whether an operator sums over this very dimension of the parameter."""
-    own = typing.state[s.parameter][s.dim]
-    return any(
-        c.source == s.parameter
-        and (c.at == s.dim or (c.at is None and typing.unifier.resolve(c.dim) == typing.unifier.resolve(own)))
-        for c in typing.contractions
+        note="; ".join(notes),
+        minimum=2 if place else 1,
     )
 
 
@@ -267,19 +258,18 @@ def _producer(slices: list[Slice]) -> str:
     return owner if leaf in {"weight", "bias"} or leaf.startswith(("weight_", "bias_")) else made[0].parameter
 
 
-def _granularity(typing: Typing, slices: list[Slice], family: tuple[int, ...]) -> str:
+def _granularity(known: Lookup, slices: list[Slice], place: str | None) -> str:
     if any(s.parameter.rpartition(".")[2].startswith("weight_hh") for s in slices):
         return "hidden"
-    is_conv = max(len(typing.state[s.parameter]) for s in slices) >= 3
-    place = _nesting(typing, slices, family)
+    is_conv = max(len(known.state[s.parameter]) for s in slices) >= 3
     if place:
         return {"outer": "channel_group", "inner": "channel"}[place] if is_conv else PLACES[place]
     return "channel" if is_conv else "neuron"
 
 
-def _nesting(typing: Typing, slices: list[Slice], family: tuple[int, ...]) -> str | None:
+def _nesting(known: Lookup, slices: list[Slice], family: tuple[int, ...]) -> str | None:
     """Say "outer" or "inner" for an axis that lies in a product with other axes."""
-    dims = (typing.unifier.resolve(typing.state[s.parameter][s.dim]) for s in slices)
+    dims = (known.state[s.parameter][s.dim] for s in slices)
     return next((place for dim in dims if (place := _place(dim, family))), None)
 
 

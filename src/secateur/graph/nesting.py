@@ -45,11 +45,8 @@ def outer_axes(typing: Typing) -> dict[int, Axis]:
 
 def _tensors(typing: Typing) -> Iterator[Dims]:
     """The resolved types of parameters, then of all values, each once."""
-    seen: set[Dims] = set()
-    for dims in _raw(typing):
-        if dims not in seen:
-            seen.add(dims)
-            yield tuple(typing.unifier.resolve(dim) for dim in dims)
+    raw = dict.fromkeys(_raw(typing))
+    yield from dict.fromkeys(tuple(typing.unifier.resolve(dim) for dim in dims) for dims in raw)
 
 
 def _raw(typing: Typing) -> Iterator[Dims]:
