@@ -58,7 +58,8 @@ class Group:
         name: unique in the model; the parameter or module that produces the units.
         size: number of units, all rows together.
         slices: every place where the units lie.
-        granularity: the kind of unit: "channel", "channel_group", "neuron", "head", "head_dim", "hidden".
+        granularity: the kind of unit: "channel", "channel_group", "neuron", "head", "head_dim",
+            "hidden", "expert".
         rows: units fall into this many equal rows (the layers of a stacked LSTM, the heads that head
             dimensions lie in), and each row keeps equally many. 1: no such constraint.
         nesting: the outer units that the rows lie in, in order of the rows; empty if in none.

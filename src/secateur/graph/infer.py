@@ -10,7 +10,7 @@ from secateur.graph.rules.pointwise import MADE_IN_FORWARD, tensor_operands
 from secateur.graph.rules.table import rule_for
 from secateur.graph.settle import settle
 from secateur.graph.trace import Program
-from secateur.graph.typing import Types, Typing, operator_name, shape_of
+from secateur.graph.typing import MOVES_ONLY, Types, Typing, operator_name, shape_of
 
 
 def infer(program: Program) -> Typing:
@@ -49,6 +49,7 @@ def _placeholder(typing: Typing, node: fx.Node) -> Types:
 
 
 def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
+    _pass_positions(typing, node)
     if operator_name(node) == "getitem":
         values = typing.values.get(node.args[0])  # type: ignore[arg-type]
         return values[node.args[1]] if isinstance(values, list) else None  # type: ignore[index]
@@ -60,6 +61,16 @@ def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
     result = rule(typing, node) if rule else None
     typing.facts[node] = typing.contractions[known[0] :], typing.remarks[known[1] :]
     return _unknown(typing, node, shapes) if result is None else _checked(node, result, shapes)
+
+
+def _pass_positions(typing: Typing, node: fx.Node) -> None:
+    """Positions that are only moved around are positions still; of what topk gives, the second are."""
+    operand = node.args[0] if node.args else None
+    if not isinstance(operand, fx.Node) or operand not in typing.chosen or operator_name(node) not in MOVES_ONLY:
+        return
+    if isinstance(typing.values.get(operand), list) and node.args[1:] != (1,):
+        return
+    typing.chosen[node] = typing.chosen[operand]
 
 
 def _unknown(typing: Typing, node: fx.Node, shapes: Any) -> Types | list[Types]:

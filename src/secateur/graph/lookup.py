@@ -22,6 +22,7 @@ class Lookup:
         reshaped: parameter -> types that are summed over after it was reshaped.
         remarks: axis -> numbers of the remarks about it.
         texts: of all remarks.
+        ranked: axis whose units are chosen by rank -> how many are.
     """
 
     state: Mapping[str, Dims]
@@ -30,6 +31,7 @@ class Lookup:
     reshaped: Mapping[str, frozenset[DimType]]
     remarks: Mapping[int, Sequence[int]]
     texts: Sequence[str]
+    ranked: Mapping[int, int]
 
     def is_consumer(self, s: Slice) -> bool:
         """Whether an operator sums over this very dimension of the parameter."""
@@ -60,4 +62,5 @@ def look_up(typing: Typing) -> Lookup:
         reshaped={name: frozenset(dims) for name, dims in reshaped.items()},
         remarks=remarks,
         texts=[remark.text for remark in typing.remarks],
+        ranked={axis.id: ranking.least for ranking in typing.rankings for axis in leaves(resolve(ranking.dim))},
     )

@@ -157,7 +157,11 @@ def embedding_rule(typing: Typing, node: fx.Node) -> Dims:
     """A row of the table for each index; the rows themselves (the vocabulary) stay."""
     named = arguments(node)
     vocabulary, width = typing.dims(named["weight"])
-    typing.fix([vocabulary], "rows of an embedding are chosen by index (the vocabulary)")
+    known = typing.chosen.get(named["indices"])
+    if known is not None and known.size == vocabulary.size:
+        typing.unify(vocabulary, known)
+    else:
+        typing.fix([vocabulary], "rows of an embedding are chosen by index (the vocabulary)")
     return (*typing.dims(named["indices"]), width)
 
 

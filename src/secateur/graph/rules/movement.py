@@ -114,12 +114,47 @@ def repeat_rule(typing: Typing, node: fx.Node) -> Dims:
     return result
 
 
+def scatter_rule(typing: Typing, node: fx.Node) -> Dims:
+    """scatter: like gather, but what is chosen is written."""
+    named = arguments(node)
+    dims = typing.dims(named["self"])
+    gather_rule(typing, node)
+    if isinstance(named.get("src"), fx.Node):
+        for own, other in zip(typing.dims(named["index"]), typing.dims(named["src"]), strict=True):
+            if own.size == other.size:
+                typing.unify(own, other)
+            else:
+                typing.fix([own, other], CHOSEN)
+    return dims
+
+
+def one_hot_rule(typing: Typing, node: fx.Node) -> Dims:
+    """one_hot: a new dimension, that which the integers are positions of where that is known."""
+    named = arguments(node)
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    known = typing.chosen.get(named["self"])
+    last = known if known is not None and known.size == shape[-1] else Fixed(shape[-1], CHOSEN)
+    typing.constant(node, last, "num_classes")
+    return (*typing.dims(named["self"]), last)
+
+
+def _choose(typing: Typing, dim: DimType, index: fx.Node) -> None:
+    """Positions of `dim` are chosen: it stays, unless they are known to be those of another dimension."""
+    known = typing.chosen.get(index)
+    if known is not None and known.size == dim.size:
+        typing.unify(dim, known)
+    else:
+        typing.fix([dim], CHOSEN)
+
+
 def gather_rule(typing: Typing, node: fx.Node) -> Dims:
     """gather: positions along one dimension are chosen by an index of the result's shape."""
     named = arguments(node)
     dims, index = typing.dims(named["self"]), typing.dims(named["index"])
     along = named["dim"] % max(len(dims), 1)
-    typing.fix([dims[along], index[along]], CHOSEN)
+    typing.fix([index[along]], CHOSEN)
+    _choose(typing, dims[along], named["index"])
     for number, (own, chosen) in enumerate(zip(dims, index, strict=True)):
         if number != along and own.size == chosen.size:
             typing.unify(own, chosen)
@@ -270,7 +305,8 @@ def index_rule(typing: Typing, node: fx.Node) -> Dims | None:
     assert isinstance(shape, tuple)
     if used != list(range(used[0], used[-1] + 1)):
         return None
-    typing.fix([dims[k] for k in used], CHOSEN)
+    for k in used:
+        _choose(typing, dims[k], indices[k])
     rank = len(shape) - (len(dims) - len(used))
     middle = tuple(Fixed(n, CHOSEN) for n in shape[used[0] : used[0] + rank])
     return (*dims[: used[0]], *middle, *dims[used[-1] + 1 :])
@@ -283,6 +319,6 @@ def index_select_rule(typing: Typing, node: fx.Node) -> Dims:
     shape = shape_of(node)
     assert isinstance(shape, tuple)
     along = named["dim"] % len(dims)
-    typing.fix([dims[along]], CHOSEN)
+    _choose(typing, dims[along], named["index"])
     dims[along] = Fixed(shape[along], CHOSEN)
     return tuple(dims)

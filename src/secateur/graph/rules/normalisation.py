@@ -107,13 +107,17 @@ def cumulative_rule(typing: Typing, node: fx.Node) -> Dims:
 
 
 def topk_rule(typing: Typing, node: fx.Node) -> list[Types]:
-    """Sort and topk: values and indices; what is ranked together stays together."""
+    """topk: values, and positions along what is ranked; sort: what is ranked together stays together."""
     named = arguments(node)
     dims = list(typing.dims(named["self"]))
     along = named.get("dim", -1) % max(len(dims), 1)
-    reason = f"{operator_name(node).removeprefix('aten.')} ranks it"
-    typing.fix([dims[along]], reason)
-    dims[along] = Fixed(int(named.get("k", dims[along].size)), reason)
+    kept = int(named.get("k", dims[along].size))
+    if kept < dims[along].size:
+        typing.rank(dims[along], kept)
+        typing.chosen[node] = dims[along]
+    else:
+        typing.fix([dims[along]], "sort ranks it")
+    dims[along] = Fixed(kept, "places in a ranking")
     return [tuple(dims), tuple(dims)]
 
 

@@ -22,9 +22,11 @@ from secateur.graph.rules.movement import (
     gather_rule,
     index_rule,
     index_select_rule,
+    one_hot_rule,
     pad_rule,
     permute_rule,
     repeat_rule,
+    scatter_rule,
     select_rule,
     slice_rule,
     split_rule,
@@ -87,6 +89,8 @@ _FAMILIES: dict[Rule, str] = {
     index_rule: "index",
     index_select_rule: "index_select",
     gather_rule: "gather",
+    scatter_rule: "scatter",
+    one_hot_rule: "one_hot",
     same_rule: (
         "contiguous clone alias detach to _to_copy type_as lift_fresh_copy dropout feature_dropout "
         "alpha_dropout native_dropout zeros_like ones_like full_like empty_like copy"
