@@ -3,12 +3,16 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+
+Fallback = Literal["error", "graph"]
+"""What becomes of a cut that the user's own module cannot follow: an error, or a graph that can."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from secateur.graph.lookup import Lookup, look_up
 from secateur.graph.nesting import outer_axes
 from secateur.graph.trace import Program
 from secateur.graph.typing import Typing
-from secateur.types import FixedAxis, Group, Rows, Slice
+from secateur.types import Fallback, FixedAxis, Group, Rows, Slice
 
 IGNORED = "ignored at the caller's wish"
 
@@ -30,12 +30,14 @@ class Structure:
         fixed: what cannot, and why.
         typing: the types themselves.
         axis_groups: axis id -> name of its group.
+        fallback: "graph" if the groups are those that only a graph can follow too.
     """
 
     groups: tuple[Group, ...]
     fixed: tuple[FixedAxis, ...]
     typing: Typing
     axis_groups: dict[int, str]
+    fallback: Fallback = "error"
 
     def coverage(self) -> float:
         """Share of removable positions, over all parameters, that lie in a group.
@@ -66,7 +68,12 @@ BY_MEANING = (
 
 
 def find_groups(
-    program: Program, ignore: Ignored = (), *, multiple_of: Option = 1, minimum: Option = 1
+    program: Program,
+    ignore: Ignored = (),
+    *,
+    multiple_of: Option = 1,
+    minimum: Option = 1,
+    fallback: Fallback = "error",
 ) -> tuple[Group, ...]:
     """Every set of parameter slices that can be cut together.
 
@@ -76,6 +83,8 @@ def find_groups(
             parameter's name.
         multiple_of: widths stay multiples of this: one number, or glob of group names -> number.
         minimum: the least width, likewise.
+        fallback: "graph" also finds what the model's own forward pass could not follow; to be passed to `mask`,
+            `cut` and `plan.cost` too.
 
     Raises:
         ArgumentError: a number below 1, or a pattern that fits no group.
@@ -85,7 +94,7 @@ def find_groups(
     >>> [(g.name, g.size) for g in sc.find_groups(sc.trace(net, (torch.zeros(1, 3),)))]
     [('0', 5)]
     """
-    groups = structure(program, ignore).groups
+    groups = structure(program, ignore, fallback=fallback).groups
     names = [group.name for group in groups]
     multiples, least = _option(names, multiple_of, "multiple_of"), _option(names, minimum, "minimum")
     return tuple(
@@ -93,16 +102,16 @@ def find_groups(
     )
 
 
-def find_fixed(program: Program, ignore: Ignored = ()) -> tuple[FixedAxis, ...]:
+def find_fixed(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> tuple[FixedAxis, ...]:
     """Every parameter dimension that no group holds, and why."""
-    return structure(program, ignore).fixed
+    return structure(program, ignore, fallback=fallback).fixed
 
 
-def structure(program: Program, ignore: Ignored = ()) -> Structure:
+def structure(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> Structure:
     """Type `program` and read groups and fixed axes off the types."""
-    typing = infer(program)
+    typing = infer(program, fallback)
     outer = outer_axes(typing)
-    known = look_up(typing)
+    known = look_up(typing, fallback)
     # Equal types lie equally: one index tensor serves all their slices.
     where = functools.cache(positions)
     slices: dict[int, list[Slice]] = defaultdict(list)
@@ -128,7 +137,8 @@ def structure(program: Program, ignore: Ignored = ()) -> Structure:
     left = {g.name for g in nested if any(is_ignored(s.parameter, ignore) for s in g.slices)}
     fixed += [FixedAxis(s.parameter, s.dim, extent(s), IGNORED) for g in nested if g.name in left for s in g.slices]
     free = tuple(g for g in nested if g.name not in left)
-    return Structure(free, tuple(fixed), typing, {id_: p.outer for id_, p in places.items() if p.outer not in left})
+    names = {id_: p.outer for id_, p in places.items() if p.outer not in left}
+    return Structure(free, tuple(fixed), typing, names, fallback)
 
 
 def extent(s: Slice) -> int:

@@ -11,13 +11,18 @@ from secateur.graph.rules.table import rule_for
 from secateur.graph.settle import settle
 from secateur.graph.trace import Program
 from secateur.graph.typing import MOVES_ONLY, Types, Typing, operator_name, shape_of
+from secateur.types import Fallback
 
 
-def infer(program: Program) -> Typing:
+def infer(program: Program, fallback: Fallback = "error") -> Typing:
     """Type every dimension of every tensor in `program`.
 
     An operator without a rule fixes everything it touches: the result can be less prunable, never
     wrong.
+
+    Args:
+        program: from `trace`.
+        fallback: "error" fixes what the user's own forward pass cannot follow, "graph" does not.
     """
     typing = Typing(program)
     typing.state.update({name: typing.fresh(shape) for name, shape in program.shapes.items()})
@@ -32,7 +37,7 @@ def infer(program: Program) -> Typing:
                     if value in typing.values and shape_of(value) is not None:
                         typing.fix(typing.dims(value), "an output of the model")
     _fix_unused(typing)
-    settle(typing)
+    settle(typing, fallback)
     return typing
 
 

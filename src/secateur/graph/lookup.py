@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from secateur.graph.axes import Dims, DimType, leaves
 from secateur.graph.typing import Typing
-from secateur.types import Slice
+from secateur.types import Fallback, Slice
 
 Place = tuple[str, int]
 
@@ -44,8 +44,8 @@ class Lookup:
         return tuple(dict.fromkeys(self.texts[number] for number in numbers))
 
 
-def look_up(typing: Typing) -> Lookup:
-    """Read what inference noted off the types as they are now."""
+def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
+    """Read what inference noted off the types as they are now; a graph needs no remarks on what it pins."""
     resolve = typing.unifier.resolve
     reshaped: dict[str, set[DimType]] = defaultdict(set)
     for c in typing.contractions:
@@ -53,6 +53,8 @@ def look_up(typing: Typing) -> Lookup:
             reshaped[c.source].add(resolve(c.dim))
     remarks: dict[int, list[int]] = defaultdict(list)
     for number, remark in enumerate(typing.remarks):
+        if fallback == "graph" and remark.pinned:
+            continue
         for axis in leaves(resolve(remark.dim)):
             remarks[axis.id].append(number)
     return Lookup(

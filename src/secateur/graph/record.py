@@ -55,11 +55,15 @@ class Recording:
         graph: placeholders (state, then the caller's tensors), operators in the order in which they ran, output.
         user_inputs: placeholders that are the caller's, in order.
         names: placeholder -> canonical name of the parameter or buffer.
+        held: what else the graph refers to, where that is kept.
+        out_spec: how the leaves of the output are put together, where that is known.
     """
 
     graph: fx.Graph
     user_inputs: tuple[str, ...]
     names: Mapping[str, str]
+    held: Mapping[str, Any] = field(default_factory=dict)
+    out_spec: pytree.TreeSpec | None = None
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Recording:

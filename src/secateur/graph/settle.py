@@ -16,17 +16,24 @@ from torch import fx
 from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves
 from secateur.graph.sizes import Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
 from secateur.graph.typing import Constant, Typing, operator_name
+from secateur.types import Fallback
 
 Widths = Mapping[int, int]
 """Axis id -> units that stay; an axis that is not named keeps all."""
 
 
-def settle(typing: Typing) -> None:
-    """Fix what the forward pass cannot follow, and tie what it can only follow together."""
+def settle(typing: Typing, fallback: Fallback = "error") -> None:
+    """Fix what the forward pass cannot follow, and tie what it can only follow together.
+
+    With `fallback="graph"` only what operators themselves ask for: the integers of a graph are ours to write.
+    """
+    _remark_computed(typing)
+    if fallback == "graph":
+        settle_families(typing)
+        return
     for constant in typing.constants:
         if isinstance(constant.source, Literal):
             typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
-    _remark_computed(typing)
     typing.families += _counted_alike(typing.constants)
     settle_families(typing)
     _try_every_axis(typing)
@@ -75,7 +82,7 @@ def _remark_computed(typing: Typing) -> None:
         if isinstance(leaf, Extent):
             dim = extent_dim(typing, leaf)
         if dim is not None and any(leaves(typing.unifier.resolve(dim))):
-            typing.remark(dim, "the forward pass computes with its size")
+            typing.remark(dim, "the forward pass computes with its size", "python")
 
 
 def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:

@@ -47,7 +47,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Extent:
-    """Dimension `dim` of the shape of a tensor; `call` and `place` say which, None if that is not known."""
+    """Dimension `dim` of the shape of a tensor; `call` and `place` say which, None if that is not known.
+
+    The calls `INPUT` and `STATE` stand for what the model is given and for what it holds.
+    """
 
     value: int
     dim: int
@@ -66,6 +69,8 @@ class Arithmetic:
 
 
 Source = Literal | Attribute | Extent | Arithmetic
+
+INPUT, STATE = -1, -2
 
 OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -229,6 +234,15 @@ class SizeRecorder(TorchFunctionMode):
         _computed.reset(self._token)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
+    def note_inputs(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Know the tensors that the model is given and holds: a forward pre-hook of the whole model."""
+        state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        given = pytree.tree_leaves((args, kwargs))
+        for call, tensors in ((STATE, [tensor for _, tensor in state]), (INPUT, given)):
+            for place, tensor in enumerate(tensors):
+                if isinstance(tensor, Tensor):
+                    self._made[id(tensor)] = (weakref.ref(tensor), call, place)
+
     def _tagged_shape(self, tensor: Tensor, result: Any, dim: tuple[Any, ...]) -> Any:
         reference, call, place = self._made.get(id(tensor), (None, None, 0))
         if reference is None or reference() is not tensor:
@@ -238,7 +252,9 @@ class SizeRecorder(TorchFunctionMode):
         return Sized(Extent(result, dim[0] % tensor.ndim, call, place)) if type(result) is int else result
 
 
-SHAPES = frozenset({torch.Tensor.shape.__get__, torch.Tensor.size})  # type: ignore[attr-defined]
+SHAPES = frozenset(
+    {torch.Tensor.shape.__get__, torch.Tensor.size, torch.ops.aten.sym_size.int}  # type: ignore[attr-defined]
+)
 # Export asks these of every tensor, many times over; they make no node, and no size comes of them.
 UNTRACED = frozenset(
     {
@@ -385,10 +401,45 @@ class Sizes:
         return next((s for s in sources if s.value == values[index]), None)
 
 
-def read_sizes(graph: fx.Graph, recorder: SizeRecorder) -> Sizes:
-    """Match the nodes of a traced graph with the calls that were noted while it was traced."""
+@contextlib.contextmanager
+def seen_through() -> Iterator[None]:
+    """Let a function mode see the operators within torch's own Python functions, not these as a whole.
+
+    `multi_head_attention_forward` asks whether someone watches, and if so hands itself over.
+    """
+    module = torch.nn.functional
+    asking = {name: held for name, held in vars(module).items() if name.startswith("has_torch_function")}
+    try:
+        for name in asking:
+            setattr(module, name, _nobody_watches)
+        yield
+    finally:
+        for name, held in asking.items():
+            setattr(module, name, held)
+
+
+def _nobody_watches(*_: Any) -> bool:
+    return False
+
+
+def read_sizes(
+    graph: fx.Graph, recorder: SizeRecorder, inputs: Sequence[fx.Node | None], state: Sequence[fx.Node | None]
+) -> Sizes:
+    """Match the nodes of a traced graph with the calls that were noted while it was traced.
+
+    Args:
+        graph: the traced graph.
+        recorder: what was active meanwhile.
+        inputs: the placeholder of each leaf of the model's arguments.
+        state: the placeholder of each of its parameters, then of each of its buffers.
+    """
     of_node: dict[fx.Node, tuple[Source, ...]] = {}
-    makers: dict[tuple[int, int], fx.Node] = {}
+    makers = {
+        (call, place): node
+        for call, nodes in ((INPUT, inputs), (STATE, state))
+        for place, node in enumerate(nodes)
+        if node is not None
+    }
     nodes: dict[int, list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         call = (node.meta.get("custom") or {}).get(KEY)

@@ -4,8 +4,8 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.errors import NumericalError, TraceError
-from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, tagged_attributes
+from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, seen_through, tagged_attributes
 
 if TYPE_CHECKING:
     from secateur.graph.record import Recording
@@ -40,6 +40,9 @@ class Program:
         model_type: qualified name of the model's class.
         recorded: `torch.export` could not capture the model, so its eager run was recorded: control flow
             is fixed as it went with the example inputs.
+        held: what else the graph refers to, by the target of the node: tensors that are no part of the
+            model's state, and graphs within the graph. Empty for a recording.
+        out_spec: how the leaves of the output are put together; None for a recording.
     """
 
     model: nn.Module
@@ -54,6 +57,8 @@ class Program:
     trained: frozenset[str]
     model_type: str
     recorded: bool = False
+    held: Mapping[str, Any] = field(default_factory=dict)
+    out_spec: pytree.TreeSpec | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -89,12 +94,20 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     recorder = SizeRecorder()
     with in_eval_mode(model):
         _check_inputs_fit(model, args, kwargs)
-        with tagged_attributes(model), torch.fx.traceback.preserve_node_meta(), recorder:
-            captured, recorded = _capture(model, args, kwargs)
+        called = _called(model)
+        hook = called.register_forward_pre_hook(recorder.note_inputs, prepend=True, with_kwargs=True)
+        try:
+            with tagged_attributes(model), seen_through(), torch.fx.traceback.preserve_node_meta(), recorder:
+                captured, recorded = _capture(called, args, kwargs)
+        finally:
+            hook.remove()
     # What only a shape was read off must not bind types.
     captured.graph.eliminate_dead_code(_is_needed)
     aliases = canonical_names(model)
     state = named_state(model)
+    nodes = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    placeholders = {captured.names[t]: node for node in nodes if (t := str(node.target)) in captured.names}
+    given = input_nodes(captured.graph, captured.user_inputs, args, kwargs)
     return Program(
         model=model,
         graph=captured.graph,
@@ -104,10 +117,12 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         names=captured.names,
         shapes={name: tuple(state[name].shape) for name in dict.fromkeys(aliases.values())},
         aliases=aliases,
-        sizes=read_sizes(captured.graph, recorder),
+        sizes=read_sizes(captured.graph, recorder, given, [placeholders.get(aliases[name]) for name in state]),
         trained=frozenset(aliases[name] for name, _ in model.named_parameters()),
         model_type=f"{type(model).__module__}.{type(model).__qualname__}",
         recorded=recorded,
+        held=captured.held,
+        out_spec=captured.out_spec,
     )
 
 
@@ -171,6 +186,29 @@ def check_finite_weights(model: nn.Module) -> None:
             )
 
 
+def _called(model: nn.Module) -> nn.Module:
+    """What is called to trace `model`; export does not call a graph but walks it, past all hooks."""
+    if not isinstance(model, fx.GraphModule):
+        return model
+    called = nn.Module()
+    called.__dict__ = dict(vars(model))
+    called.forward = model.forward
+    return called
+
+
+def input_nodes(
+    graph: fx.Graph, user_inputs: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[fx.Node | None]:
+    """The placeholder of each leaf of the arguments; None for a leaf that has none."""
+    placeholders = {str(node.target): node for node in graph.find_nodes(op="placeholder")}
+    nodes = [placeholders[name] for name in user_inputs]
+    leaves = pytree.tree_leaves((args, kwargs))
+    if len(nodes) == len(leaves):
+        return list(nodes)
+    tensors = iter(nodes)  # a recording has placeholders for tensors only
+    return [next(tensors) if isinstance(leaf, Tensor) else None for leaf in leaves]
+
+
 def _check_inputs_fit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         with torch.no_grad(), kept_buffers(model):
@@ -219,7 +257,14 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     signature, aliases = exported.graph_signature, canonical_names(model)
     inputs = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {placeholder: aliases[name] for placeholder, name in inputs.items() if name in aliases}
-    return Recording(exported.graph, tuple(str(name) for name in signature.user_inputs), names), False
+    values = {**exported.state_dict, **exported.constants}
+    lifted = {**inputs, **signature.inputs_to_lifted_tensor_constants}
+    held = {placeholder: values[name] for placeholder, name in lifted.items() if placeholder not in names}
+    for node in exported.graph.find_nodes(op="get_attr"):
+        held[str(node.target)] = getattr(exported.graph_module, str(node.target))
+    # An input that is no tensor is named by its value there, and is a placeholder all the same.
+    given = [str(n.target) for n in exported.graph.find_nodes(op="placeholder") if str(n.target) not in lifted]
+    return Recording(exported.graph, tuple(given), names, held, exported.call_spec.out_spec), False
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:

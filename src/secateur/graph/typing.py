@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx
 
@@ -78,10 +78,18 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Remark:
-    """`dim` is not removed exactly, and why."""
+    """`dim` is not removed exactly, and why.
+
+    Attributes:
+        dim: the dimension.
+        text: the reason, for people.
+        pinned: a graph computes with the number of the uncut network, and is exact: "operator" where it is
+            an operator's default, "python" where the forward pass works it out.
+    """
 
     dim: DimType
     text: str
+    pinned: Literal["", "operator", "python"] = ""
 
 
 Types = Dims | RowDims | None
@@ -134,9 +142,9 @@ class Typing:
         at = next((k for k, own in enumerate(self.state[source]) if own == dim), None) if source else None
         self.contractions.append(Contraction(dim, source, at))
 
-    def remark(self, dim: DimType, text: str) -> None:
+    def remark(self, dim: DimType, text: str, pinned: Literal["", "operator", "python"] = "") -> None:
         """Note that removing part of `dim` is not exact."""
-        self.remarks.append(Remark(dim, text))
+        self.remarks.append(Remark(dim, text, pinned))
 
     def rank(self, dim: DimType, least: int) -> None:
         """Note that the best `least` units of `dim` are chosen: when one is gone, another takes its place."""

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur.errors import SurgeryError
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count, equations
+from secateur.graph.sizes import Attribute, source_leaves
 from secateur.types import Rewrite
 
 Value = int | tuple[int, ...]
@@ -62,10 +63,12 @@ def solved(structure: Structure, widths: Mapping[str, int]) -> list[Rewrite]:
     if wrong is not None:
         after = count(structure.typing.unifier.resolve(wrong.dim), kept)
         path = next(iter(module_stack(wrong.node)), "")
+        held = [leaf for leaf in source_leaves(wrong.source) if isinstance(leaf, Attribute)] if wrong.source else []
+        names = ", ".join(dict.fromkeys(f"{leaf.module or 'the model'}.{leaf.name}" for leaf in held)) or "none"
         raise SurgeryError(
             f"module {path!r}, operator {wrong.node.target}: it names the size {wrong.dim.size} where {after} is "
-            "needed, and no value of the attributes it is computed from gives that in every place; "
-            "pass the module's name in ignore=[...]"
+            f"needed, and no value of the attributes it is computed from ({names}) gives that in every place; "
+            'pass the module\'s name in ignore=[...], or pass fallback="graph" for a graph in place of the module'
         )
     return [
         Rewrite(a.module, a.name if a.index is None else f"{a.name}[{a.index}]", a.value, value)

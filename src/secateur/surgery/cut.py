@@ -1,25 +1,46 @@
-"""Cutting: a smaller copy of the user's own module, verified against masking."""
+"""Cutting: a smaller copy of the user's own module, or where it cannot follow a graph; verified."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
 from secateur.errors import PlanError, SurgeryError
+from secateur.graph.axes import leaves
 from secateur.graph.groups import Structure, structure
-from secateur.graph.trace import Program, canonical_names, in_eval_mode, named_state
-from secateur.surgery.attributes import Demand, apply, demands, proposals, revert, rewrite_known, solved, trials
+from secateur.graph.settle import count
+from secateur.graph.sizes import Literal as Written
+from secateur.graph.trace import Program, canonical_names, named_state
+from secateur.graph.typing import Remark
+from secateur.surgery.attributes import (
+    Demand,
+    apply,
+    demands,
+    kept_units,
+    module_stack,
+    proposals,
+    revert,
+    rewrite_known,
+    solved,
+    trials,
+)
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan
+from secateur.surgery.program import Places, doubled, program_module, size_classes
 from secateur.surgery.tensors import gather, removed_marks, replace_state
-from secateur.types import Group, Rewrite
+from secateur.surgery.verify import Outputs, all_outputs, difference, disagreement, output_leaves, outputs
+from secateur.types import Fallback, Group, Rewrite
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 MOST_TRIALS = 64
+REMEDY = (
+    "let the forward pass read the size from an attribute or from the tensor's shape, pass the module's name in "
+    'ignore=[...], or pass fallback="graph" for a graph in place of the module'
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,53 +48,206 @@ class CutModel:
     """A cut model and what was done to it.
 
     Attributes:
-        model: the smaller copy.
-        rewrites: attributes of modules that were changed.
-        verified: its outputs were compared with those of the masked model and are equal.
+        model: the smaller copy, or the graph.
+        rewrites: attributes of modules that were changed; none in a graph.
+        verified: its outputs were compared with those of another network that computes the same, and are equal:
+            the masked model, or where groups are not exact the cut program.
+        way: "module" for an instance of the user's own class, "graph" for an `fx.GraphModule`.
+        free: dimensions of a graph's inputs that may have any size: (leaf of the arguments, dimension).
     """
 
     model: nn.Module
     rewrites: tuple[Rewrite, ...]
     verified: bool
+    way: Literal["module", "graph"] = "module"
+    free: Places = frozenset()
 
 
-def cut(model: nn.Module, plan: Plan, *, program: Program, verify: bool = True) -> nn.Module:
+def cut(
+    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback = "error"
+) -> nn.Module:
     """Return a smaller copy of `model`, of the same class; `model` itself stays as it is.
+
+    With `fallback="graph"`, a model whose own forward pass cannot follow becomes a `torch.fx.GraphModule`: called
+    in the same way, with the same names in its state. It is as the model was when traced: in eval mode, and for
+    the values of arguments that are no tensors and the shapes of tensors of then, except for dimensions that
+    proved free, as a rule the batch. Without verification none is.
 
     Args:
         model: the module that `program` was traced from.
         plan: which units of each group stay.
         program: from `trace(model, ...)`.
         verify: compare the cut model with the masked one on the example inputs, in float64 where the
-            model allows it. Groups that are not exact are only run.
+            model allows it. Where groups are not exact, an independent computation of the cut network takes the
+            place of the masked one; where there is none, the cut model is only run.
+        fallback: what is done when no rewriting of attributes makes the forward pass fit; that which the groups of
+            the plan were found with.
 
     Raises:
         PlanError: the plan or the program is for another model.
         SurgeryError: no rewriting of attributes makes the forward pass fit, or the outputs differ.
     """
-    return cut_model(model, plan, program=program, verify=verify).model
+    return cut_model(model, plan, program=program, verify=verify, fallback=fallback).model
 
 
-def cut_model(model: nn.Module, plan: Plan, *, program: Program, verify: bool = True) -> CutModel:
+def cut_model(
+    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback = "error"
+) -> CutModel:
     """Like `cut`, with a record of what was done."""
-    found = structure(program)
+    found = structure(program, fallback=fallback)
     check_plan(plan, found.groups)
     _check_program(model, program)
     small = copy.deepcopy(model)
     _cut_tensors(small, found, plan)
-    widths = _widths(found, plan)
+    job = _Job(model, plan, program, found, verify)
+    try:
+        return _cut_module(job, small)
+    except SurgeryError as refusal:
+        if fallback == "error":
+            raise
+        return _cut_graph(job, small, refusal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is to be cut, and how it is checked."""
+
+    model: nn.Module
+    plan: Plan
+    program: Program
+    found: Structure
+    verify: bool
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Units kept in a row of each group that is cut."""
+        return {g.name: len(self.plan.keep[g.name]) // g.rows for g in self.touched}
+
+    @property
+    def kept(self) -> dict[int, int]:
+        """Units kept of each axis that is cut."""
+        return kept_units(self.found, self.widths)
+
+    @property
+    def touched(self) -> tuple[Group, ...]:
+        """The groups that the plan cuts."""
+        return tuple(group for group in self.found.groups if group.name in self.plan.keep)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether masking says what the cut network must give."""
+        return all(group.exact for group in self.touched)
+
+    def masked(self) -> nn.Module:
+        """The masked model."""
+        masked = copy.deepcopy(self.model)
+        replace_state(masked, masked_tensors(masked, self.touched, self.plan))
+        return masked
+
+    def remarks(self) -> list[Remark]:
+        """Why removal is not exact here, or not exact in the user's own module."""
+        resolve, kept = self.found.typing.unifier.resolve, self.kept
+        return [r for r in self.found.typing.remarks if any(axis.id in kept for axis in leaves(resolve(r.dim)))]
+
+
+def _cut_module(job: _Job, small: nn.Module) -> CutModel:
+    """Fit the attributes of `small` to its tensors, which are cut."""
+    found, widths = job.found, job.widths
+    if found.fallback == "graph":
+        _check_followable(job)
     rewrites = solved(found, widths)
     apply(small, tuple(rewrites))
     rewrites += rewrite_known(small, demands(found, widths))
-    wanted = demands(found, widths, with_source=False)
-    touched = [group for group in found.groups if group.name in plan.keep]
-    check = _Check(model, tuple(touched), plan, program, compare=verify and all(g.exact for g in touched))
-    rewrites += _rewrite_rest(small, wanted, check)
-    return CutModel(small, tuple(rewrites), check.compare)
+    expected = _reference(job, small) if job.verify else None
+    rewrites += _rewrite_rest(small, demands(found, widths, with_source=False), job, expected)
+    return CutModel(small, tuple(rewrites), expected is not None)
 
 
-def _widths(found: Structure, plan: Plan) -> dict[str, int]:
-    return {g.name: len(plan.keep[g.name]) // g.rows for g in found.groups if g.name in plan.keep}
+def _check_followable(job: _Job) -> None:
+    """Refuse what only a graph can do: the groups were found for one."""
+    resolve, kept = job.found.typing.unifier.resolve, job.kept
+    for constant in job.found.typing.constants:
+        after = count(resolve(constant.dim), kept)
+        if isinstance(constant.source, Written) and after != constant.dim.size:
+            path = next(iter(module_stack(constant.node)), "")
+            raise SurgeryError(
+                f"module {path!r}, operator {constant.node.target}: its forward pass writes the number "
+                f"{constant.dim.size} where {after} is needed, and no attribute holds it; {REMEDY}"
+            )
+    for remark in job.remarks():
+        if remark.pinned:
+            raise SurgeryError(f"not exact in the model itself: {remark.text}; {REMEDY}")
+
+
+def _reference(job: _Job, small: nn.Module) -> Outputs | None:
+    """What the cut model must give, from a network that is made in another way; None if there is none."""
+    if job.is_exact:
+        return all_outputs(job.masked(), job.program.args, job.program.kwargs)
+    if any(remark.pinned == "python" for remark in job.remarks()):
+        return None
+    try:
+        graph = program_module(job.program, job.found, job.kept, small, pin=False)
+        with _held_back():
+            return all_outputs(graph, job.program.args, job.program.kwargs)
+    except Exception:
+        return None
+
+
+def _cut_graph(job: _Job, small: nn.Module, refusal: SurgeryError) -> CutModel:
+    """The graph of the cut network, which takes any size of input that it proves to be right at."""
+    build = partial(program_module, job.program, job.found, job.kept, small)
+    graph = build()
+    reason = _unsound(graph, job)
+    if reason is not None:
+        raise SurgeryError(f"{refusal}; nor does the cut graph fit: {reason}") from refusal
+    if not job.verify:
+        return CutModel(graph, (), verified=False, way="graph")
+    free = _free_places(job, build)
+    return CutModel(build(free=free), (), verified=job.is_exact, way="graph", free=free)
+
+
+def _unsound(graph: fx.GraphModule, job: _Job) -> str | None:
+    args, kwargs = job.program.args, job.program.kwargs
+    try:
+        with _held_back():
+            if not (job.verify and job.is_exact):
+                outputs(graph, args, kwargs)
+                return None
+            return disagreement(all_outputs(graph, args, kwargs), all_outputs(job.masked(), args, kwargs))
+    except Exception as error:
+        return _first_line(error)
+
+
+def _free_places(job: _Job, build: Callable[..., fx.GraphModule]) -> Places:
+    """Dimensions of the inputs at which the graph gives what the model does when they are doubled."""
+    model = job.masked() if job.is_exact else job.model
+    if not job.is_exact:
+        build = partial(program_module, job.program, job.found, {}, job.model)
+    free: Places = frozenset()
+    for places in size_classes(job.program):
+        args, kwargs = doubled(job.program, free | places)
+        try:
+            expected = output_leaves(model, args, kwargs)
+            with _held_back():
+                given = output_leaves(build(free=free | places), args, kwargs)
+        except Exception:
+            continue
+        if _is_same(given, expected):
+            free |= places
+    return free
+
+
+def _is_same(given: list[Any], expected: list[Any]) -> bool:
+    a, b = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (given, expected))
+    others = [[leaf for leaf in leaves if not isinstance(leaf, Tensor)] for leaves in (given, expected)]
+    return difference(a, b) is None and others[0] == others[1]
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Drop what torch prints to stderr of the code of a graph that fails."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _check_program(model: nn.Module, program: Program) -> None:
@@ -94,45 +268,31 @@ def _cut_tensors(small: nn.Module, found: Structure, plan: Plan) -> None:
     replace_state(small, {name: gather(state[name], gone) for name, gone in marks.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class _Check:
-    """Whether a cut model does what it should: it runs, and where asked it equals the masked model."""
-
-    model: nn.Module
-    groups: tuple[Group, ...]
-    plan: Plan
-    program: Program
-    compare: bool
-
-    def expected(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Outputs of the masked model, and of the masked model in float64 (empty if it cannot run so)."""
-        masked = copy.deepcopy(self.model)
-        replace_state(masked, masked_tensors(masked, self.groups, self.plan))
-        plain = outputs(masked, self.program.args, self.program.kwargs)
-        return plain, outputs_double(masked, self.program.args, self.program.kwargs)
-
-    def failure(self, small: nn.Module, expected: tuple[list[Tensor], list[Tensor]] | None) -> str | None:
-        """Why `small` is not right; None if it is."""
-        try:
-            plain = outputs(small, self.program.args, self.program.kwargs)
-        except Exception as error:
-            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _failure(small: nn.Module, job: _Job, expected: Outputs | None) -> str | None:
+    """Why `small` is not right; None if it is."""
+    args, kwargs = job.program.args, job.program.kwargs
+    try:
         if expected is None:
+            outputs(small, args, kwargs)
             return None
-        double = outputs_double(copy.deepcopy(small), self.program.args, self.program.kwargs) if expected[1] else []
-        return difference(double, expected[1]) if double else difference(plain, expected[0])
+        return disagreement(all_outputs(small, args, kwargs), expected)
+    except Exception as error:
+        return _first_line(error)
 
 
-def _rewrite_rest(small: nn.Module, wanted: list[Demand], check: _Check) -> list[Rewrite]:
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _rewrite_rest(small: nn.Module, wanted: list[Demand], job: _Job, expected: Outputs | None) -> list[Rewrite]:
     """Find the attributes of the user's own modules that must change, by trial."""
-    expected = check.expected() if check.compare else None
     proposed = proposals(small, wanted)
     reason = None
     for number, trial in enumerate(trials(proposed)):
         if number == MOST_TRIALS:
             break
         apply(small, trial)
-        failure = check.failure(small, expected)
+        failure = _failure(small, job, expected)
         if failure is None:
             return list(trial)
         # The trial of all proposals tells more than the one of none, which comes first.
@@ -152,39 +312,5 @@ def _explain(small: nn.Module, wanted: list[Demand], proposed: list[Rewrite], re
     )
     return (
         f"the cut model does not compute what the masked one does ({reason}); {where}"
-        f"attributes tried: {', '.join(tried) if tried else 'none fits'}; let the forward pass read the size "
-        "from an attribute or from the tensor's shape, or pass the module's name in ignore=[...]"
+        f"attributes tried: {', '.join(tried) if tried else 'none fits'}; {REMEDY}"
     )
-
-
-def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Every tensor that the model gives in eval mode, without gradients."""
-    with in_eval_mode(model), torch.no_grad():
-        leaves = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs))))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def outputs_double(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Likewise in float64; nothing if the model cannot run in it. `model` is converted in place."""
-
-    def widen(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    try:
-        return outputs(model.double(), *pytree.tree_map(widen, (args, dict(kwargs))))
-    except Exception:
-        return []
-
-
-def difference(found: list[Tensor], expected: list[Tensor]) -> str | None:
-    """How two lists of outputs differ beyond rounding, relative to the largest value; None if not."""
-    if [t.shape for t in found] != [t.shape for t in expected]:
-        return f"output shapes {[tuple(t.shape) for t in found]} instead of {[tuple(t.shape) for t in expected]}"
-    for a, b in zip(found, expected, strict=True):
-        if not (b.is_floating_point() or b.is_complex()):
-            continue
-        scale = float(b.abs().max()) if b.numel() else 0.0
-        error = float((a - b).abs().max()) / max(scale, 1e-30) if b.numel() else 0.0
-        if not error <= TOLERANCE.get(b.dtype, 5e-2):
-            return f"outputs differ by {error:.1e} relative to the largest"
-    return None

@@ -9,10 +9,10 @@ from secateur.graph.groups import find_groups
 from secateur.graph.trace import Program, named_state
 from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.tensors import removed_marks, replace_state, zero_marked
-from secateur.types import Group
+from secateur.types import Fallback, Group
 
 
-def mask(model: nn.Module, plan: Plan, *, program: Program) -> nn.Module:
+def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback = "error") -> nn.Module:
     """A copy of `model` that computes what the cut model will, at the old size.
 
     The slices of consumers' weights that read a removed unit are zero; where something sums over the
@@ -22,11 +22,12 @@ def mask(model: nn.Module, plan: Plan, *, program: Program) -> nn.Module:
         model: the module that `program` was traced from.
         plan: what to remove.
         program: from `trace(model, ...)`.
+        fallback: that which the groups of the plan were found with.
 
     Raises:
         PlanError: the plan is for another model.
     """
-    groups = find_groups(program)
+    groups = find_groups(program, fallback=fallback)
     check_plan(plan, groups)
     masked = copy.deepcopy(model)
     replace_state(masked, masked_tensors(masked, groups, plan))

@@ -12,7 +12,7 @@ from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.costs import cost_model
 from secateur.graph.groups import structure
 from secateur.graph.trace import Program, named_state
-from secateur.types import Cost, Group, Rows
+from secateur.types import Cost, Fallback, Group, Rows
 
 Scores = Mapping[str, Tensor]
 SCHEMA_VERSION = 1
@@ -85,9 +85,14 @@ class Plan:
         ]
         return torch.cat(alive) if alive else torch.ones(1, dtype=torch.bool)
 
-    def cost(self, program: Program) -> Cost:
-        """The cost of the cut model, predicted from the types; latency is not predicted."""
-        found = structure(program)
+    def cost(self, program: Program, *, fallback: Fallback = "error") -> Cost:
+        """The cost of the cut model, predicted from the types; latency is not predicted.
+
+        Args:
+            program: of the model.
+            fallback: that which the groups of the plan were found with.
+        """
+        found = structure(program, fallback=fallback)
         rows = {group.name: group.rows for group in found.groups}
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:

@@ -191,7 +191,7 @@ def attention_rule(typing: Typing, node: fx.Node) -> Dims:
     typing.fix([key[-2], query[-2]], SEQUENCE)
     typing.contract(head_dim, None)
     if named.get("scale") is None:
-        typing.remark(head_dim, "the default scale of attention follows the size of a head")
+        typing.remark(head_dim, "the default scale of attention follows the size of a head", "operator")
     typing.count_macs(node, [*batch, query[-2], key[-2], head_dim])
     typing.count_macs(node, [*batch, query[-2], key[-2], value[-1]])
     return (*batch, query[-2], value[-1])

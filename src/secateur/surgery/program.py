@@ -1,0 +1,346 @@
+"""The cut program: a graph that computes the cut network where the model's own forward pass cannot.
+
+Its integers are ours to write: those that count a typed dimension get their new size, and those that the
+forward pass took from the shape of a tensor are taken from it again, so that other batch sizes work.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from secateur.errors import ArgumentError, SurgeryError
+from secateur.graph.groups import Structure
+from secateur.graph.settle import count, extent_dim
+from secateur.graph.sizes import OPERATIONS, STATE, Arithmetic, Attribute, Extent, Literal, Sized, Source, source_leaves
+from secateur.graph.trace import Program, input_nodes
+from secateur.graph.typing import Constant, operator_name
+
+Places = AbstractSet[tuple[int, int]]
+"""Dimensions of the inputs: (leaf of the arguments, dimension of it)."""
+
+HELD = "_held"
+ASSERTIONS = frozenset({"aten._assert_tensor_metadata"})
+CHECKED = (int, float, str, type(None))
+
+
+@torch.fx.node.has_side_effect
+def check_shape(tensor: Tensor, name: str, sizes: Sequence[int | None]) -> None:
+    """Refuse an input of a shape that a graph is not made for; None stands for any size.
+
+    Raises:
+        ArgumentError: names the input, its shape and what it should be.
+
+    >>> check_shape(torch.zeros(7, 3), "x", (None, 3))
+    """
+    is_fitting = tensor.dim() == len(sizes) and all(
+        wanted is None or size == wanted for size, wanted in zip(tensor.shape, sizes, strict=True)
+    )
+    if not is_fitting:
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ArgumentError(
+            f"input {name!r} has shape {tuple(tensor.shape)}; this graph was made for ({wanted}): "
+            "trace the model with inputs of that shape and cut it again"
+        )
+
+
+@torch.fx.node.has_side_effect
+def check_value(value: Any, name: str, expected: Any) -> None:
+    """Refuse another value of an input that is no tensor: the graph was made for the one it was traced with.
+
+    Raises:
+        ArgumentError: names the input, its value and what it should be.
+
+    >>> check_value(True, "use_cache", True)
+    """
+    if value != expected:
+        raise ArgumentError(
+            f"input {name!r} is {value!r}; this graph was made for {expected!r}: trace the model with that value "
+            "and cut it again"
+        )
+
+
+def program_module(
+    program: Program,
+    found: Structure,
+    kept: Mapping[int, int],
+    state: nn.Module,
+    *,
+    free: Places = frozenset(),
+    pin: bool = True,
+) -> fx.GraphModule:
+    """The graph that computes `program` with fewer units.
+
+    It is called as the model is, with the arguments that were traced, and gives what the model gives. It was
+    traced in eval mode and stays there: dropout and batch norm do not follow `train()`. Numbers that the
+    forward pass worked out from sizes that are cut, such as a scale, are those of the uncut network.
+
+    Args:
+        program: of the model; not a recording, whose control flow is that of one run.
+        found: its structure.
+        kept: axis id -> units that stay, for axes that are cut.
+        state: holds the cut tensors under the names of the model's state.
+        free: dimensions of inputs that may have any size. Other sizes are refused: a number that was worked out
+            from one of them may be written in the graph.
+        pin: attention keeps the default scale of the uncut network.
+
+    Raises:
+        SurgeryError: the program is a recording, or a name of the state is one that a graph needs itself.
+    """
+    if program.recorded or program.out_spec is None:
+        raise SurgeryError(
+            f"{program.model_type} could not be exported but only recorded: its control flow depends on the values "
+            "of tensors, and a graph would follow the example inputs for ever; pass the module's name in ignore=[...]"
+        )
+    writer = _Writer(program, found, kept, pin)
+    names = _argument_names(program)
+    writer.write_inputs(free, names)
+    for node in program.nodes:
+        writer.write(node)
+    layout = pytree.tree_structure((program.args, dict(program.kwargs)))
+    writer.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, _layout(layout), _layout(program.out_spec))))
+    module = fx.GraphModule(nn.Module(), fx.Graph(), type(program.model).__name__)
+    _hold(module, state, program)
+    _hold_others(module, writer.held)
+    module.graph = writer.graph
+    module.train(state.training)
+    return module
+
+
+class _Layout(pytree.TreeSpec):
+    """How leaves are put together. It never changes, so it is its own copy: torch warns of copying one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Layout":
+        return self
+
+
+def _layout(spec: pytree.TreeSpec) -> _Layout:
+    return _Layout(spec.type, spec.context, spec.children())  # type: ignore[arg-type]
+
+
+def size_classes(program: Program) -> list[frozenset[tuple[int, int]]]:
+    """Dimensions of the inputs that go together: leading ones of equal size (a batch), then others."""
+    leading: dict[int, set[tuple[int, int]]] = {}
+    others: dict[int, set[tuple[int, int]]] = {}
+    for leaf, value in enumerate(pytree.tree_leaves((program.args, dict(program.kwargs)))):
+        for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if dim == 0:
+                leading.setdefault(size, set()).add((leaf, dim))
+            elif size > 1:
+                others.setdefault(size, set()).add((leaf, dim))
+    return [frozenset(places) for places in (*leading.values(), *others.values())]
+
+
+def doubled(program: Program, places: Places) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs with each of `places` twice as long."""
+    leaves, spec = pytree.tree_flatten((program.args, dict(program.kwargs)))
+    for leaf, dim in sorted(places):
+        leaves[leaf] = torch.cat([leaves[leaf], leaves[leaf].flip(dim)], dim)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
+
+
+@dataclass(eq=False)
+class _Writer:
+    """The graph as far as it is written, and the new node of each old one."""
+
+    program: Program
+    found: Structure
+    kept: Mapping[int, int]
+    pin: bool
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    nodes: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    extents: dict[tuple[fx.Node, int], fx.Node] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
+    constants: dict[fx.Node, dict[tuple[str, int], Constant]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for constant in self.found.typing.constants:
+            self.constants.setdefault(constant.node, {})[constant.argument, constant.index or 0] = constant
+
+    def write_inputs(self, free: Places, names: Sequence[str]) -> None:
+        """A placeholder for each leaf of the arguments, then what they must be like."""
+        program = self.program
+        given = (program.args, dict(program.kwargs))
+        nodes = input_nodes(program.graph, program.user_inputs, *given)
+        leaves = pytree.tree_flatten_with_path(given)[0]
+        placeholders = []
+        for number, node in enumerate(nodes):
+            placeholders.append(self.graph.placeholder(f"input_{number}"))
+            if node is not None:
+                self.nodes[node] = placeholders[-1]
+        for number, ((path, value), placeholder) in enumerate(zip(leaves, placeholders, strict=True)):
+            name = _path_name(path, names, len(program.args))
+            if isinstance(value, Tensor):
+                sizes = tuple(None if (number, dim) in free else size for dim, size in enumerate(value.shape))
+                self.graph.call_function(check_shape, (placeholder, name, sizes))
+            elif isinstance(value, CHECKED):
+                self.graph.call_function(check_value, (placeholder, name, value))
+
+    def write(self, node: fx.Node) -> None:
+        """Append what `node` becomes."""
+        match node.op:
+            case "placeholder" if node not in self.nodes and node.users:
+                name = self.program.names.get(str(node.target))
+                self.nodes[node] = self.graph.get_attr(name or self._holding(str(node.target)))
+            case "get_attr":
+                self.nodes[node] = self.graph.get_attr(self._holding(str(node.target)))
+            case "call_function" if operator_name(node) not in ASSERTIONS:
+                assert callable(node.target)
+                args, kwargs = self._sized_arguments(node)
+                args, kwargs = fx.node.map_arg((args, self._pinned(node, kwargs)), self._mapped)
+                self.nodes[node] = self.graph.call_function(node.target, args, kwargs)
+            case "output":
+                self.graph.output(pytree.tree_map(self._given, node.args[0]))
+
+    def _given(self, leaf: Any) -> Any:
+        """A leaf of the output; it may be a size."""
+        if isinstance(leaf, fx.Node):
+            return self._mapped(leaf)
+        return self._following(leaf.source, int(leaf)) if isinstance(leaf, Sized) else leaf
+
+    def _mapped(self, node: fx.Node) -> fx.Node:
+        return node if node.graph is self.graph else self.nodes[node]
+
+    def _holding(self, target: str) -> str:
+        self.held.setdefault(target, self.program.held[target])
+        return f"{HELD}.{target}"
+
+    def _pinned(self, node: fx.Node, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Attention with the scale that it had, if that would follow the size of a head."""
+        is_default = operator_name(node) == "aten.scaled_dot_product_attention" and kwargs.get("scale") is None
+        if not (self.pin and is_default):
+            return kwargs
+        query = node.args[0] if node.args else node.kwargs["query"]
+        assert isinstance(query, fx.Node)
+        return {**kwargs, "scale": 1 / math.sqrt(query.meta["val"].shape[-1])}
+
+    def _sized_arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, its integers written anew."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return node.args, dict(node.kwargs)
+        names = [argument.name for argument in schema.arguments]
+        args = tuple(self._sized(node, names[k], value) for k, value in enumerate(node.args))
+        return args, {name: self._sized(node, name, value) for name, value in node.kwargs.items()}
+
+    def _sized(self, node: fx.Node, argument: str, value: Any) -> Any:
+        if type(value) is int:
+            return self._integer(node, argument, [value], 0)
+        if isinstance(value, list | tuple) and value and all(type(v) is int for v in value):
+            return type(value)(self._integer(node, argument, list(value), k) for k in range(len(value)))
+        return value
+
+    def _integer(self, node: fx.Node, argument: str, values: list[int], index: int) -> int | fx.Node:
+        constant = self.constants.get(node, {}).get((argument, index))
+        after = values[index] if constant is None else self._wanted(constant)
+        source = self.program.sizes.source(node, values, index)
+        return after if source is None else self._following(source, after)
+
+    def _wanted(self, constant: Constant) -> int:
+        return constant.sign * count(self.found.typing.unifier.resolve(constant.dim), self.kept)
+
+    def _following(self, source: Source, after: int) -> int | fx.Node:
+        """`after` as it is worked out from the shapes of tensors, where they keep their size in the cut."""
+        if not any(self._maker(leaf) for leaf in source_leaves(source)):
+            return after
+        if after == source.value:
+            return self._expression(source)
+        if source.value and _is_product(source):
+            times = self.graph.call_function(OPERATIONS["*"], (self._expression(source), after))
+            return self.graph.call_function(OPERATIONS["//"], (times, source.value))
+        return after
+
+    def _expression(self, source: Source) -> int | fx.Node:
+        match source:
+            case Arithmetic(symbol, left, right, value):
+                a, b = self._expression(left), self._expression(right)
+                is_known = isinstance(a, int) and isinstance(b, int)
+                return value if is_known else self.graph.call_function(OPERATIONS[symbol], (a, b))
+            case Extent(value, dim):
+                maker = self._maker(source)
+                return value if maker is None else self._extent(maker, dim)
+            case Literal(value) | Attribute(value=value):
+                return value
+
+    def _maker(self, leaf: Source) -> fx.Node | None:
+        """The new node of whose shape `leaf` is a size that the cut leaves as it is."""
+        if not isinstance(leaf, Extent) or leaf.call is None or leaf.call == STATE:
+            return None
+        maker = self.nodes.get(self.program.sizes.makers.get((leaf.call, leaf.place)))  # type: ignore[arg-type]
+        dim = extent_dim(self.found.typing, leaf)
+        return maker if dim is not None and count(dim, self.kept) == leaf.value else None
+
+    def _extent(self, maker: fx.Node, dim: int) -> fx.Node:
+        if (maker, dim) not in self.extents:
+            self.extents[maker, dim] = self.graph.call_function(torch.ops.aten.sym_size.int, (maker, dim))
+        return self.extents[maker, dim]
+
+
+def _is_product(source: Source) -> bool:
+    if isinstance(source, Arithmetic):
+        return source.symbol == "*" and _is_product(source.left) and _is_product(source.right)
+    return True
+
+
+def _argument_names(program: Program) -> list[str]:
+    """Names of the arguments that were traced, as the model's own forward has them."""
+    parameters = list(inspect.signature(program.model.forward).parameters.values())
+    by_position = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), "argument")
+    more = [f"{rest}_{k}" for k in range(len(program.args) - len(by_position))]
+    return [*[*by_position, *more][: len(program.args)], *program.kwargs]
+
+
+def _path_name(path: Any, names: Sequence[str], by_position: int) -> str:
+    """`mask` or `batch['mask']`: where in the arguments a leaf is."""
+    kind, first, *rest = path
+    number = first.idx if kind.idx == 0 else by_position + list(names[by_position:]).index(first.key)
+    return names[number] + pytree.keystr(tuple(rest))
+
+
+def _hold(into: nn.Module, state: nn.Module, program: Program) -> None:
+    """Give `into` the tensors of `state` under their names."""
+    try:
+        _mirror(into, state)
+    except KeyError as error:
+        raise SurgeryError(
+            f"a graph cannot hold the state of {program.model_type} under its own names: {error.args[0]}; "
+            "rename that module, parameter or buffer"
+        ) from error
+    hidden = frozenset(state._non_persistent_buffers_set)
+    # A deep copy of a graph forgets which buffers of its root are not part of the state.
+    into._register_deepcopy_hook(partial(_keep_out_of_state, names=hidden))  # type: ignore[operator]
+
+
+def _keep_out_of_state(module: nn.Module, names: AbstractSet[str]) -> None:
+    module._non_persistent_buffers_set.update(names)
+
+
+def _mirror(into: nn.Module, module: nn.Module) -> None:
+    for name, parameter in module._parameters.items():
+        into.register_parameter(name, parameter)
+    for name, buffer in module._buffers.items():
+        into.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        if child is not None:
+            copy = nn.Module()
+            into.add_module(name, copy)
+            _mirror(copy, child)
+
+
+def _hold_others(into: nn.Module, held: Mapping[str, Any]) -> None:
+    """Give `into` what the program refers to besides the state, as plain attributes, which the model has them as."""
+    if held:
+        box = nn.Module()
+        into.add_module(HELD, box)
+        for name, value in held.items():
+            setattr(box, name, value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value))
