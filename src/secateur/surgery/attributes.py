@@ -22,6 +22,11 @@ from secateur.types import Rewrite
 
 Value = int | tuple[int, ...]
 
+REMEDY = (
+    "let the forward pass read the size from an attribute or from the tensor's shape, pass the module's name in "
+    'ignore=[...], or pass fallback="graph" for a graph in place of the module'
+)
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -64,11 +69,11 @@ def solved(structure: Structure, widths: Mapping[str, int]) -> list[Rewrite]:
         after = count(structure.typing.unifier.resolve(wrong.dim), kept)
         path = next(iter(module_stack(wrong.node)), "")
         held = [leaf for leaf in source_leaves(wrong.source) if isinstance(leaf, Attribute)] if wrong.source else []
-        names = ", ".join(dict.fromkeys(f"{leaf.module or 'the model'}.{leaf.name}" for leaf in held)) or "none"
+        names = ", ".join(dict.fromkeys(f"{leaf.module}.{leaf.name}".removeprefix(".") for leaf in held))
+        why = f"no value of the attributes {names} gives that in every place" if names else "no attribute gives it"
         raise SurgeryError(
-            f"module {path!r}, operator {wrong.node.target}: it names the size {wrong.dim.size} where {after} is "
-            f"needed, and no value of the attributes it is computed from ({names}) gives that in every place; "
-            'pass the module\'s name in ignore=[...], or pass fallback="graph" for a graph in place of the module'
+            f"module {path!r}, operator {wrong.node.target}: it needs the size {after}, uncut {wrong.dim.size}, and "
+            f"{why}; {REMEDY}"
         )
     return [
         Rewrite(a.module, a.name if a.index is None else f"{a.name}[{a.index}]", a.value, value)

@@ -18,6 +18,7 @@ from secateur.graph.sizes import Literal as Written
 from secateur.graph.trace import Program, canonical_names, named_state
 from secateur.graph.typing import Remark
 from secateur.surgery.attributes import (
+    REMEDY,
     Demand,
     apply,
     demands,
@@ -37,10 +38,6 @@ from secateur.surgery.verify import Outputs, all_outputs, difference, disagreeme
 from secateur.types import Fallback, Group, Rewrite
 
 MOST_TRIALS = 64
-REMEDY = (
-    "let the forward pass read the size from an attribute or from the tensor's shape, pass the module's name in "
-    'ignore=[...], or pass fallback="graph" for a graph in place of the module'
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +92,9 @@ def cut_model(
 ) -> CutModel:
     """Like `cut`, with a record of what was done."""
     found = structure(program, fallback=fallback)
+    if not plan.keep.keys() <= {group.name for group in found.groups}:
+        # Either a plan for another model, or for a graph: then what stands in the way can be told.
+        found = structure(program, fallback="graph")
     check_plan(plan, found.groups)
     _check_program(model, program)
     small = copy.deepcopy(model)
@@ -176,7 +176,9 @@ def _check_followable(job: _Job) -> None:
             )
     for remark in job.remarks():
         if remark.pinned:
-            raise SurgeryError(f"not exact in the model itself: {remark.text}; {REMEDY}")
+            nodes = [node for node, (_, remarks) in job.found.typing.facts.items() if remark in remarks]
+            where = "".join(f"module {next(iter(module_stack(n)), '')!r}, operator {n.target}: " for n in nodes)
+            raise SurgeryError(f"{where}removal is not exact in the model itself: {remark.text}; {REMEDY}")
 
 
 def _reference(job: _Job, small: nn.Module) -> Outputs | None:

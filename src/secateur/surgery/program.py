@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -250,14 +250,15 @@ class _Writer:
 
     def _following(self, source: Source, after: int) -> int | fx.Node:
         """`after` as it is worked out from the shapes of tensors, where they keep their size in the cut."""
-        if not any(self._maker(leaf) for leaf in source_leaves(source)):
-            return after
-        if after == source.value:
-            return self._expression(source)
-        if source.value and _is_product(source):
-            times = self.graph.call_function(OPERATIONS["*"], (self._expression(source), after))
-            return self.graph.call_function(OPERATIONS["//"], (times, source.value))
-        return after
+        following = [leaf for leaf in source_leaves(source) if self._maker(leaf)]
+        rest, remainder = divmod(after, math.prod(leaf.value for leaf in following) or 1)
+        if following and _is_product(source) and not remainder:
+            factors = [self._expression(leaf) for leaf in following]
+            return reduce(self._times, factors if rest == 1 else [*factors, rest])
+        return self._expression(source) if following and after == source.value else after
+
+    def _times(self, a: int | fx.Node, b: int | fx.Node) -> fx.Node:
+        return self.graph.call_function(OPERATIONS["*"], (a, b))
 
     def _expression(self, source: Source) -> int | fx.Node:
         match source:
