@@ -1,10 +1,12 @@
 """The law of surgery, on one network: the cut model is the masked model, smaller, in the user's own class."""
 
 import copy
+import importlib.util
+import io
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +18,12 @@ from secateur.graph.groups import Structure, structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.cost import measure
 from secateur.storage.saved_model import load_model, save_model
-from secateur.surgery.cut import cut
+from secateur.surgery.attributes import kept_units
+from secateur.surgery.cut import cut, cut_model
 from secateur.surgery.mask import mask
 from secateur.surgery.plan import Plan, plan, plan_widths
+from secateur.surgery.program import program_module, size_classes
+from secateur.surgery.verify import NARROWED_TOLERANCE, Narrowing
 from secateur.types import Group
 from zoo.entry import Entry, prepared
 
@@ -32,6 +37,8 @@ class Verdict:
         failure: the first thing that broke, in words.
         coverage: share of the weight dimensions that could be pruned which lie in a group.
         causes: reason -> positions that it fixed.
+        graph_coverage: likewise, where a graph may take the place of the module.
+        renormalised: how groups that are not exact were cut.
     """
 
     name: str
@@ -48,6 +55,9 @@ class Verdict:
     total_s: float = 0.0
     recorded: bool = False
     worst_error: float = 0.0
+    graph_coverage: float = 0.0
+    graph: str = ""
+    renormalised: str = ""
 
 
 def examine(entry: Entry, *, every_plan: bool = True) -> Verdict:
@@ -86,6 +96,11 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
             verdict.macs_left = round(_costs(small, chosen, program, args, kwargs), 3)
             _saved(entry, model, small, chosen)
     _again(entry, small)
+    if every_plan:
+        _renormalised(entry, model, program, found, verdict)
+        _travels(model, small, args, kwargs)
+        _as_graph(entry, model, program, verdict)
+    _same_state(model, before)
 
 
 def plans(groups: Sequence[Group], *, every_plan: bool) -> list[Plan]:
@@ -119,15 +134,25 @@ def _hold(entry: Entry, model: nn.Module, program: Program, chosen: Plan, verdic
     masked = mask(model, chosen, program=program)
     for batch in entry.batches:
         args, kwargs = entry.inputs(batch)
-        expected, got, whole = (tensors(m, args, kwargs) for m in (masked, small, model))
-        scale = max(float(t.abs().max()) for t in expected)
-        moved = max(float((a - b).abs().max()) for a, b in zip(expected, whole, strict=True)) / scale
-        error = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)) / scale
+        with Narrowing() as watch:
+            expected, got, whole = (tensors(m, args, kwargs) for m in (masked, small, model))
+        moved, error = distance(whole, expected), distance(got, expected)
         verdict.worst_error = max(verdict.worst_error, error)
         assert moved > 1e-6, f"masking moves the output by {moved:.0e} only: the test has no power"
-        assert error <= 1e-9, f"the cut model differs from the masked one by {error:.1e}"
+        assert error <= tolerance(watch), f"the cut model differs from the masked one by {error:.1e}"
     _gradients_flow(small, *entry.inputs(2))
     return small
+
+
+def tolerance(watch: Narrowing) -> float:
+    """What rounding alone can do to outputs in float64."""
+    return NARROWED_TOLERANCE if watch.seen else 1e-9
+
+
+def distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of outputs, relative to the largest value."""
+    scale = max(float(t.abs().max()) for t in expected)
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / scale
 
 
 def tensors(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -176,11 +201,99 @@ def _again(entry: Entry, small: nn.Module) -> None:
     groups = [g for g in structure(program).groups if g.exact]
     chosen = plan(groups, _scores(groups, 5), sparsity=0.3)
     fresh = entry.inputs(entry.batches[0])
-    expected = tensors(mask(small, chosen, program=program), *fresh)
-    got = tensors(cut(small, chosen, program=program), *fresh)
-    scale = max(float(t.abs().max()) for t in expected)
-    error = max(float((a - b).abs().max()) for a, b in zip(expected, got, strict=True)) / scale
-    assert error <= 1e-9, f"a second cut differs by {error:.1e}"
+    with Narrowing() as watch:
+        expected = tensors(mask(small, chosen, program=program), *fresh)
+        got = tensors(cut(small, chosen, program=program), *fresh)
+    error = distance(got, expected)
+    assert error <= tolerance(watch), f"a second cut differs by {error:.1e}"
+
+
+def _renormalised(entry: Entry, model: nn.Module, program: Program, found: Structure, verdict: Verdict) -> None:
+    """Groups that are not exact, when asked for, give what the cut program gives."""
+    groups = [g for g in found.groups if not g.exact]
+    if not groups:
+        return
+    chosen = plan(groups, _scores(groups, 6), sparsity={g.name: 0.3 for g in groups})
+    done = cut_model(model, chosen, program=program)
+    assert type(done.model) is type(model), "the class changed"
+    verdict.renormalised = "equal to the cut program" if done.verified else "only run"
+    if not done.verified:
+        return
+    leading = frozenset(place for places in size_classes(program) for place in places if place[1] == 0)
+    widths = {g.name: len(chosen.keep[g.name]) // g.rows for g in groups}
+    graph = program_module(program, found, kept_units(found, widths), done.model, free=leading, pin=False)
+    args, kwargs = entry.inputs(entry.batches[0])
+    with Narrowing() as watch:
+        got = tensors(done.model, args, kwargs)
+        try:
+            expected = tensors(graph, args, kwargs)
+        except Exception:
+            return  # its numbers are those of the other batch size
+    if [t.shape for t in got] == [t.shape for t in expected]:
+        error = distance(got, expected)
+        assert error <= tolerance(watch), f"renormalised groups: module and program differ by {error:.1e}"
+
+
+def _as_graph(entry: Entry, model: nn.Module, program: Program, verdict: Verdict) -> None:
+    """What only a graph can follow is cut exactly too."""
+    if program.recorded:
+        return
+    found = structure(program, fallback="graph")
+    verdict.graph_coverage = round(found.coverage(), 4)
+    groups = [g for g in found.groups if g.exact]
+    chosen = plan(groups, _scores(groups, 7), sparsity=0.5)
+    done = cut_model(model, chosen, program=program, fallback="graph")
+    batch_is_free = all((leaf, dim) in done.free for leaf, dim in size_classes(program)[0])
+    verdict.graph = done.way if done.way == "module" or batch_is_free else "graph of one batch size"
+    assert done.verified, "the cut graph was not verified"
+    assert list(done.model.state_dict()) == list(model.state_dict()), "the keys of the graph's state differ"
+    batch = entry.batches[0] if verdict.graph in ("graph", "module") else 2
+    args, kwargs = entry.inputs(batch)
+    masked = mask(model, chosen, program=program, fallback="graph")
+    with Narrowing() as watch:
+        error = distance(tensors(done.model, args, kwargs), tensors(masked, args, kwargs))
+    assert error <= tolerance(watch), f"the cut graph differs from the masked model by {error:.1e}"
+
+
+def _travels(model: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:
+    """A cut model copies, compiles and exports wherever the original does."""
+    expected = tensors(small, args, kwargs)
+    for name, way in WAYS.items():
+        try:
+            got = way(small, args, kwargs)
+        except Exception as error:
+            try:
+                way(model, args, kwargs)
+            except Exception:
+                continue
+            raise AssertionError(f"{name} works for the original but not for the cut model: {error}") from error
+        assert got is None or distance(got, expected) <= NARROWED_TOLERANCE, f"{name} changes the outputs"
+
+
+def _copied(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    return tensors(copy.deepcopy(model), args, kwargs)
+
+
+def _compiled(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    torch._dynamo.reset()
+    return tensors(torch.compile(model, backend="eager"), args, kwargs)
+
+
+def _exported(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    return tensors(torch.export.export(model, args, kwargs, strict=False).module(), args, kwargs)
+
+
+def _to_onnx(model: nn.Module, args: Any, kwargs: Any) -> None:
+    if importlib.util.find_spec("onnxscript") is not None:
+        torch.onnx.export(model, args, io.BytesIO(), kwargs=kwargs, dynamo=True)
+
+
+WAYS: Mapping[str, Callable[[nn.Module, Any, Any], list[Tensor] | None]] = {
+    "copy.deepcopy": _copied,
+    "torch.compile": _compiled,
+    "torch.export": _exported,
+    "torch.onnx.export": _to_onnx,
+}
 
 
 def _describe(found: Structure, verdict: Verdict) -> None:
