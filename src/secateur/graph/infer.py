@@ -6,6 +6,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from secateur.graph.axes import Dims, Fixed
+from secateur.graph.rules.labelled import labelled_rule
 from secateur.graph.rules.pointwise import MADE_IN_FORWARD, tensor_operands
 from secateur.graph.rules.table import rule_for
 from secateur.graph.settle import settle
@@ -63,7 +64,7 @@ def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
         return None
     rule = rule_for(node)
     known = len(typing.contractions), len(typing.remarks)
-    result = rule(typing, node) if rule else None
+    result = rule(typing, node) if rule else labelled_rule(typing, node)
     typing.facts[node] = typing.contractions[known[0] :], typing.remarks[known[1] :]
     return _unknown(typing, node, shapes) if result is None else _checked(node, result, shapes)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product
+from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product, leaves
 from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
 
 CHOSEN = "positions are chosen by index"
@@ -276,10 +276,12 @@ def _every(typing: Typing, node: fx.Node, dim: DimType, step: int, taken: int) -
 
 
 def pad_rule(typing: Typing, node: fx.Node) -> Dims:
-    """Constant padding: a padded dimension is segments, the padding fixed."""
+    """Padding: constant padding puts axes of its own beside a free dimension; any other kind fixes it."""
     named = arguments(node)
     dims = list(typing.dims(named["self"]))
     pads = list(named["pad"])
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
     for back in range(len(pads) // 2):
         left, right = pads[2 * back], pads[2 * back + 1]
         if left == right == 0:
@@ -287,11 +289,14 @@ def pad_rule(typing: Typing, node: fx.Node) -> Dims:
         dim = dims[-1 - back]
         if min(left, right) < 0 or named.get("mode", "constant") != "constant":
             typing.fix([dim], "padding that copies or crops")
-            shape = shape_of(node)
-            assert isinstance(shape, tuple)
             dims[-1 - back] = Fixed(shape[-1 - back], "padding")
-        else:
+        elif not any(leaves(typing.unifier.resolve(dim))):
             dims[-1 - back] = Concat((Fixed(left, "padding"), dim, Fixed(right, "padding")))
+        else:
+            before, after = typing.fresh((left, right))
+            typing.constant(node, before, "pad", 2 * back)
+            typing.constant(node, after, "pad", 2 * back + 1)
+            dims[-1 - back] = Concat((before, dim, after))
     return tuple(dims)
 
 
