@@ -1,10 +1,11 @@
 """What a program costs as a function of the widths of its groups, without cutting anything."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from secateur.graph.axes import Dims
+from secateur.graph.axes import Axis, Dims
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count
 from secateur.types import Group
@@ -60,11 +61,20 @@ def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None
     def resolved(dims: Dims) -> Dims:
         return tuple(typing.unifier.resolve(dim) for dim in dims)
 
-    state = {name: resolved(dims) for name, dims in typing.state.items()}
+    # A branch counts once or, when it is gone, not at all: one more factor for all that lies in it.
+    of_node: dict[str, Dims] = defaultdict(tuple)
+    of_state: dict[str, Dims] = defaultdict(tuple)
+    for number, branch in enumerate(structure.branches):
+        factor = Axis(-1 - number, 1)
+        axes[branch.group.name] = [factor.id]
+        for found, names in ((of_node, branch.nodes), (of_state, branch.parameters)):
+            for name in names:
+                found[name] += (factor,)
+    state = {name: resolved(dims) + of_state[name] for name, dims in typing.state.items()}
     return CostModel(
-        groups={group.name: group for group in structure.groups},
+        groups={group.name: group for group in structure.units},
         _axes={name: tuple(ids) for name, ids in axes.items()},
-        _macs=tuple((term.times, resolved(term.dims)) for term in typing.mac_terms),
+        _macs=tuple((term.times, resolved(term.dims) + of_node[term.node]) for term in typing.mac_terms),
         _params=tuple(dims for name, dims in state.items() if name in typing.program.trained),
         _buffers=tuple((dims, (item_bytes or {}).get(name, 4)) for name, dims in state.items()),
     )

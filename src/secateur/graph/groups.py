@@ -11,6 +11,7 @@ import torch
 
 from secateur.errors import ArgumentError
 from secateur.graph.axes import Axis, Concat, Dims, DimType, Product, fixed_sizes, leaves, positions, positions_within
+from secateur.graph.branches import Branch, find_branches
 from secateur.graph.infer import infer
 from secateur.graph.lookup import Lookup, look_up
 from secateur.graph.nesting import outer_axes
@@ -31,6 +32,7 @@ class Structure:
         typing: the types themselves.
         axis_groups: axis id -> name of its group.
         fallback: "graph" if the groups are those that only a graph can follow too.
+        branches: residual branches that can go as a whole.
     """
 
     groups: tuple[Group, ...]
@@ -38,6 +40,12 @@ class Structure:
     typing: Typing
     axis_groups: dict[int, str]
     fallback: Fallback = "error"
+    branches: tuple[Branch, ...] = ()
+
+    @property
+    def units(self) -> tuple[Group, ...]:
+        """All groups, those of one branch each too."""
+        return self.groups + tuple(branch.group for branch in self.branches)
 
     def coverage(self) -> float:
         """Share of removable positions, over all parameters, that lie in a group.
@@ -74,6 +82,7 @@ def find_groups(
     multiple_of: Option = 1,
     minimum: Option = 1,
     fallback: Fallback = "error",
+    branches: bool = False,
 ) -> tuple[Group, ...]:
     """Every set of parameter slices that can be cut together.
 
@@ -85,6 +94,7 @@ def find_groups(
         minimum: the least width, likewise.
         fallback: "graph" also finds what the model's own forward pass could not follow; to be passed to `mask`,
             `cut` and `plan.cost` too.
+        branches: residual branches too, each a group of one unit that may go (a sparsity of 1).
 
     Raises:
         ArgumentError: a number below 1, or a pattern that fits no group.
@@ -94,12 +104,14 @@ def find_groups(
     >>> [(g.name, g.size) for g in sc.find_groups(sc.trace(net, (torch.zeros(1, 3),)))]
     [('0', 5)]
     """
-    groups = structure(program, ignore, fallback=fallback).groups
+    found = structure(program, ignore, fallback=fallback)
+    groups = found.groups
     names = [group.name for group in groups]
     multiples, least = _option(names, multiple_of, "multiple_of"), _option(names, minimum, "minimum")
-    return tuple(
+    sized = tuple(
         replace(g, multiple_of=multiples[g.name], minimum=min(max(g.minimum, least[g.name]), g.width)) for g in groups
     )
+    return sized + found.units[len(groups) :] if branches else sized
 
 
 def find_fixed(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> tuple[FixedAxis, ...]:
@@ -137,8 +149,9 @@ def structure(program: Program, ignore: Ignored = (), *, fallback: Fallback = "e
     left = {g.name for g in nested if any(is_ignored(s.parameter, ignore) for s in g.slices)}
     fixed += [FixedAxis(s.parameter, s.dim, extent(s), IGNORED) for g in nested if g.name in left for s in g.slices]
     free = tuple(g for g in nested if g.name not in left)
-    names = {id_: p.outer for id_, p in places.items() if p.outer not in left}
-    return Structure(free, tuple(fixed), typing, names, fallback)
+    branches = [b for b in find_branches(program) if not any(is_ignored(name, ignore) for name in b.parameters)]
+    named_axes = {id_: place.outer for id_, place in places.items() if place.outer not in left}
+    return Structure(free, tuple(fixed), typing, named_axes, fallback, tuple(branches))
 
 
 def extent(s: Slice) -> int:

@@ -233,6 +233,8 @@ def _is_finite(parameter: Tensor) -> bool:
 
 def _is_needed(node: fx.Node) -> bool:
     """Whether a call does more than make a tensor: it writes to one, or Python reads its result."""
+    if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        return False
     # In a recording, `.tolist()` and `.numpy()` leave no other trace than this operator.
     is_read = node.target is torch.ops.aten.resolve_neg.default
     return is_read or node.is_impure() or not isinstance(node.meta.get("val"), Tensor | tuple | list)

@@ -19,6 +19,7 @@ from secateur.graph.sizes import held_sizes
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors
 from secateur.surgery.attributes import apply
+from secateur.surgery.depth import remove_modules, removed_modules
 from secateur.surgery.plan import Plan
 from secateur.surgery.tensors import replace_state
 from secateur.types import Rewrite
@@ -60,6 +61,7 @@ def save_model(
             "sha256": sha256_file(folder / WEIGHTS),
             "aliases": {name: canonical for name, canonical in aliases.items() if name != canonical},
             "rewrites": [[r.module, r.attribute, r.after] for r in attribute_changes(original, model)],
+            "removed": removed_modules(model),
             "plan": plan.to_json(),
             "torch_version": torch.__version__,
             "extra": dict(extra or {}),
@@ -81,6 +83,7 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     manifest = read_manifest(folder)
     tensors = _read_weights(folder, manifest)
     model = factory()
+    remove_modules(model, _removed(model, manifest, folder))
     _check_architecture(model, manifest, tensors, folder)
     apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
@@ -112,6 +115,16 @@ def attribute_changes(original: nn.Module, model: nn.Module) -> list[Rewrite]:
     """Integers (and tuples or lists of them) that two models of one class, or their settings, hold otherwise."""
     before, after = held_sizes(original), held_sizes(model)
     return [Rewrite(*place, before[place], size) for place, size in after.items() if before.get(place, size) != size]
+
+
+def _removed(model: nn.Module, manifest: Mapping[str, Any], folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    removed: Mapping[str, Mapping[str, Any]] = manifest.get("removed", {})
+    for path in sorted(set(removed) - {name for name, _ in model.named_modules()}):
+        raise SavedModelError(
+            f"{folder}: the module {path!r} is in the {MANIFEST} but not in the factory's model; the factory builds "
+            "another architecture"
+        )
+    return removed
 
 
 def _rewrites(model: nn.Module, manifest: Mapping[str, Any], folder: Path) -> tuple[Rewrite, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.axes import leaves
+from secateur.graph.branches import Branch
 from secateur.graph.groups import Structure, structure
 from secateur.graph.settle import count
 from secateur.graph.sizes import Literal as Written
@@ -30,6 +31,7 @@ from secateur.surgery.attributes import (
     solved,
     trials,
 )
+from secateur.surgery.depth import remove_branches
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.program import Places, doubled, program_module, size_classes
@@ -92,10 +94,10 @@ def cut_model(
 ) -> CutModel:
     """Like `cut`, with a record of what was done."""
     found = structure(program, fallback=fallback)
-    if not plan.keep.keys() <= {group.name for group in found.groups}:
+    if not plan.keep.keys() <= {group.name for group in found.units}:
         # Either a plan for another model, or for a graph: then what stands in the way can be told.
         found = structure(program, fallback="graph")
-    check_plan(plan, found.groups)
+    check_plan(plan, found.units)
     _check_program(model, program)
     small = copy.deepcopy(model)
     _cut_tensors(small, found, plan)
@@ -131,7 +133,14 @@ class _Job:
     @property
     def touched(self) -> tuple[Group, ...]:
         """The groups that the plan cuts."""
-        return tuple(group for group in self.found.groups if group.name in self.plan.keep)
+        return tuple(group for group in self.found.units if group.name in self.plan.keep)
+
+    @property
+    def gone(self) -> tuple[Branch, ...]:
+        """The branches that go."""
+        return tuple(
+            b for b in self.found.branches if b.group.name in self.plan.keep and not len(self.plan.keep[b.group.name])
+        )
 
     @property
     def is_exact(self) -> bool:
@@ -158,6 +167,7 @@ def _cut_module(job: _Job, small: nn.Module) -> CutModel:
     rewrites = solved(found, widths)
     apply(small, tuple(rewrites))
     rewrites += rewrite_known(small, demands(found, widths))
+    remove_branches(small, job.gone, job.model, job.program)
     expected = _reference(job, small) if job.verify else None
     rewrites += _rewrite_rest(small, demands(found, widths, with_source=False), job, expected)
     return CutModel(small, tuple(rewrites), expected is not None)

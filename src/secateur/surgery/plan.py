@@ -93,7 +93,7 @@ class Plan:
             fallback: that which the groups of the plan were found with.
         """
         found = structure(program, fallback=fallback)
-        rows = {group.name: group.rows for group in found.groups}
+        rows = {group.name: group.rows for group in found.units}
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:
             raise PlanError(f"the program has no group {unknown[0]!r}; the plan is for another model")
@@ -145,7 +145,8 @@ def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[s
         groups: from `find_groups`.
         scores: group name -> float (units,), higher = keep.
         sparsity: fraction of units to remove in [0, 1): one number for all exact groups, or one for
-            each group that is named. Widths are rounded up, so no more is removed than asked.
+            each group that is named. Widths are rounded up, so no more is removed than asked. A branch,
+            a group of one unit that may go, goes at 1.
 
     Raises:
         ArgumentError: a sparsity outside [0, 1), or of a group that does not exist.
@@ -181,11 +182,11 @@ def kept_width(group: Group, sparsity: float) -> int:
     >>> kept_width(Group("fc", 10, (), multiple_of=4), 0.5)
     8
     """
-    if not 0 <= sparsity < 1:
+    if not 0 <= sparsity < 1 and not (sparsity == 1 and group.minimum == 0):
         raise ArgumentError(f"sparsity of group {group.name!r} is {sparsity}; it must lie in [0, 1)")
     # The guard against rounding noise: 10 * (1 - 0.7) is 3.0000000000000004.
     wanted = math.ceil(round(group.width * (1 - sparsity), 9))
-    rounded = math.ceil(max(wanted, group.minimum, 1) / group.multiple_of) * group.multiple_of
+    rounded = math.ceil(max(wanted, group.minimum) / group.multiple_of) * group.multiple_of
     return min(rounded, group.width)
 
 
@@ -205,7 +206,9 @@ def top_units(group: Group, scores: Scores, width: int) -> Tensor:
 
 
 def check_keep(name: str, kept: Tensor, size: int) -> None:
-    """Refuse positions that are not ascending, in range and at least one."""
+    """Refuse positions that are not ascending, in range and at least one; a single unit, a branch, may go."""
+    if kept.ndim == 1 and len(kept) == 0 and size == 1:
+        return
     if kept.ndim != 1 or len(kept) == 0:
         raise PlanError(f"group {name!r} would keep no units; at least one must stay")
     is_sound = int(kept[0]) >= 0 and int(kept[-1]) < size and bool((kept.diff() > 0).all())
