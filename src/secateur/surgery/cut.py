@@ -105,7 +105,8 @@ def cut_model(
     try:
         return _cut_module(job, small)
     except SurgeryError as refusal:
-        if fallback == "error":
+        # A branch is taken out of a module; a graph keeps all of its calls.
+        if fallback == "error" or job.gone:
             raise
         return _cut_graph(job, small, refusal)
 
@@ -138,9 +139,8 @@ class _Job:
     @property
     def gone(self) -> tuple[Branch, ...]:
         """The branches that go."""
-        return tuple(
-            b for b in self.found.branches if b.group.name in self.plan.keep and not len(self.plan.keep[b.group.name])
-        )
+        emptied = {name for name, kept in self.plan.keep.items() if len(kept) == 0}
+        return tuple(branch for branch in self.found.branches if branch.group.name in emptied)
 
     @property
     def is_exact(self) -> bool:
