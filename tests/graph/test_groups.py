@@ -80,7 +80,7 @@ class Cumulative(nn.Module):
 
 class Unheard(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(x) if x.ndim > 9 else torch.fft.fft(x).real
+        return torch.cummax(x, -1).values
 
 
 def test_every_dimension_is_in_a_group_or_fixed_with_a_reason() -> None:
@@ -104,7 +104,7 @@ def test_every_dimension_is_in_a_group_or_fixed_with_a_reason() -> None:
 def test_an_operator_without_a_rule_is_named() -> None:
     found = structure(trace(nn.Sequential(nn.Linear(4, 6), Unheard(), nn.Linear(6, 2)), (torch.randn(3, 4),)))
     assert found.groups == ()
-    assert any("no rule for the operator aten.fft" in f.reason for f in found.fixed)
+    assert any("no rule for the operator aten.cummax" in f.reason for f in found.fixed)
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:

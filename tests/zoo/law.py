@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.graph.groups import Structure, structure
-from secateur.graph.trace import Program, trace
+from secateur.graph.trace import Program, kept_buffers, trace
 from secateur.measures.cost import measure
 from secateur.storage.saved_model import load_model, save_model
 from secateur.surgery.attributes import kept_units
@@ -157,7 +157,7 @@ def distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 def tensors(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     """Every real or complex output."""
-    with torch.no_grad():
+    with torch.no_grad(), kept_buffers(model):
         leaves = pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     return [t for t in leaves if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
 

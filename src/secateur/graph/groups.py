@@ -258,7 +258,7 @@ def _group(
     own: list[Slice] = []
     for row, id_ in zip(_first_rows(family, outer), family, strict=True):
         bare = id_ in known.bare
-        own += [replace(s, first=row * width, masked=s.trained and (bare or known.is_consumer(s))) for s in slices[id_]]
+        own += [replace(s, first=row * width, masked=bare or known.is_consumer(s)) for s in slices[id_]]
     notes = known.why_inexact(family)
     ranked = [known.ranked[id_] for id_ in family if id_ in known.ranked]
     place = _nesting(known, own, family)
@@ -270,7 +270,7 @@ def _group(
         rows=sum(_rows_of(id_, outer) for id_ in family),
         exact=not notes,
         note="; ".join(notes),
-        minimum=max([2 if place else 1, *ranked]),
+        minimum=max([known.least(family), 2 if place else 1, *ranked]),
     )
 
 

@@ -12,6 +12,7 @@ from secateur.graph.rules.table import rule_for
 from secateur.graph.settle import settle
 from secateur.graph.trace import Program
 from secateur.graph.typing import MOVES_ONLY, Types, Typing, operator_name, shape_of
+from secateur.graph.zeros import remark_not_zero
 from secateur.types import Fallback
 
 
@@ -39,6 +40,7 @@ def infer(program: Program, fallback: Fallback = "error") -> Typing:
                         typing.fix(typing.dims(value), "an output of the model")
     _fix_unused(typing)
     settle(typing, fallback)
+    remark_not_zero(typing)
     return typing
 
 

@@ -23,6 +23,7 @@ class Lookup:
         remarks: axis -> numbers of the remarks about it.
         texts: of all remarks.
         ranked: axis whose units are chosen by rank -> how many are.
+        minimums: axis -> the least width that an operator asks for.
     """
 
     state: Mapping[str, Dims]
@@ -32,6 +33,7 @@ class Lookup:
     remarks: Mapping[int, Sequence[int]]
     texts: Sequence[str]
     ranked: Mapping[int, int]
+    minimums: Mapping[int, int]
 
     def is_consumer(self, s: Slice) -> bool:
         """Whether an operator sums over this very dimension of the parameter."""
@@ -42,6 +44,10 @@ class Lookup:
         """The remarks about any of the axes, in the order in which they were made."""
         numbers = sorted({number for id_ in axes for number in self.remarks.get(id_, ())})
         return tuple(dict.fromkeys(self.texts[number] for number in numbers))
+
+    def least(self, axes: Iterable[int]) -> int:
+        """The least width of axes that stay equally wide."""
+        return max((self.minimums.get(id_, 1) for id_ in axes), default=1)
 
 
 def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
@@ -65,4 +71,5 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
         remarks=remarks,
         texts=[remark.text for remark in typing.remarks],
         ranked={axis.id: ranking.least for ranking in typing.rankings for axis in leaves(resolve(ranking.dim))},
+        minimums={axis.id: least for dim, least in typing.minimums for axis in leaves(resolve(dim))},
     )

@@ -102,7 +102,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         finally:
             hook.remove()
     # What only a shape was read off must not bind types.
-    captured.graph.eliminate_dead_code(_is_needed)
+    kept = _dead_but_run(captured)
+    captured.graph.eliminate_dead_code(lambda node: node in kept or _is_needed(node))
     aliases = canonical_names(model)
     state = named_state(model)
     nodes = [node for node in captured.graph.nodes if node.op == "placeholder"]
@@ -231,6 +232,26 @@ def _is_finite(parameter: Tensor) -> bool:
     return all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
+def _dead_but_run(captured: "Recording") -> set[fx.Node]:
+    """Calls that use a parameter or buffer though nothing comes of them, and what they lead to.
+
+    The forward pass makes them all the same, so they must still run after a cut: the last residual branch of a
+    network that returns its skips.
+    """
+    live: set[fx.Node] = set()
+    for node in reversed(captured.graph.nodes):
+        if _is_needed(node) or any(user in live for user in node.users):
+            live.add(node)
+    found: set[fx.Node] = set()
+    for node in captured.graph.nodes:
+        if node in live or node.op == "placeholder":
+            continue
+        operands = node.all_input_nodes
+        if any(n in found or (n.op == "placeholder" and str(n.target) in captured.names) for n in operands):
+            found.add(node)
+    return found
+
+
 def _is_needed(node: fx.Node) -> bool:
     """Whether a call does more than make a tensor: it writes to one, or Python reads its result."""
     if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -276,7 +297,16 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         warnings.filterwarnings("ignore", message=".*were assigned during export.*")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        return torch.export.export(model, args, kwargs, strict=False)
+        exported = torch.export.export(model, args, kwargs, strict=False)
+    unknown = next((n for n in exported.graph.nodes if _has_unknown_size(n)), None)
+    if unknown is not None:
+        raise TraceError(f"{unknown.target} gives a tensor whose shape depends on the values of tensors")
+    return exported
+
+
+def _has_unknown_size(node: fx.Node) -> bool:
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(n, torch.SymInt) for v in values if isinstance(v, Tensor) for n in v.shape)
 
 
 @contextlib.contextmanager

@@ -30,12 +30,13 @@ class RowDims:
 class Contraction:
     """An operator sums over `dim`, which is dimension `at` of the parameter `source`.
 
-    No source: both factors are activations. No `at`: the parameter was reshaped on its way.
+    No source: both factors are activations, the `operands`. No `at`: the parameter was reshaped on its way.
     """
 
     dim: DimType
     source: str | None = None
     at: int | None = None
+    operands: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Typing:
     chosen: dict[fx.Node, DimType] = field(default_factory=dict)
     """Integers that are positions along a dimension -> that dimension."""
     facts: dict[fx.Node, tuple[list[Contraction], list[Remark]]] = field(default_factory=dict)
+    minimums: list[tuple[DimType, int]] = field(default_factory=list)
     mac_terms: list[MacTerm] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
 
@@ -136,11 +138,11 @@ class Typing:
         for dim in dims:
             self.unifier.fix(dim, reason)
 
-    def contract(self, dim: DimType, operand: Any) -> None:
-        """Note that `dim` is summed over against `operand`."""
+    def contract(self, dim: DimType, operand: Any, activations: Sequence[fx.Node] = ()) -> None:
+        """Note that `dim` is summed over against `operand`, or without a weight as a product of `activations`."""
         source = self.source(operand)
         at = next((k for k, own in enumerate(self.state[source]) if own == dim), None) if source else None
-        self.contractions.append(Contraction(dim, source, at))
+        self.contractions.append(Contraction(dim, source, at, tuple(activations)))
 
     def remark(self, dim: DimType, text: str, pinned: Literal["", "operator", "python"] = "") -> None:
         """Note that removing part of `dim` is not exact."""
@@ -170,14 +172,15 @@ class Typing:
         self.mac_terms.append(MacTerm(node.name, times, tuple(dims)))
 
     def source(self, value: Any) -> str | None:
-        """The parameter that `value` is, possibly moved around or cast but not computed with."""
-        while isinstance(value, fx.Node):
-            if value.op == "placeholder":
-                return self.program.names.get(str(value.target))
-            if operator_name(value) not in MOVES_ONLY:
-                return None
-            value = value.args[0]
-        return None
+        """The parameter or buffer that `value` is, possibly moved around, cast, or scaled: zero where that is zero."""
+        if not isinstance(value, fx.Node):
+            return None
+        if value.op == "placeholder":
+            return self.program.names.get(str(value.target))
+        name = operator_name(value)
+        if name in MOVES_ONLY or name in {"aten.div", "aten._weight_norm"}:
+            return self.source(value.args[0])
+        return self.source(value.args[0]) or self.source(value.args[1]) if name == "aten.mul" else None
 
     def _merge_rows(self, types: RowDims) -> Dims:
         for row in types.rows[1:]:

@@ -1,7 +1,7 @@
 """Multiply-adds, parameters and bytes, counted on the real module."""
 
 import contextlib
-import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode
 
 
@@ -52,14 +53,52 @@ def count_bytes(model: nn.Module) -> int:
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    with in_eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with in_eval_mode(model), torch.no_grad(), _counter() as counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 
 
 def _frozen(model: nn.Module) -> nn.Module:
     """A copy without gradients: torch's counter hooks what needs them, and fails on parameters handed on."""
-    return copy.deepcopy(model).requires_grad_(False)
+    return copy_of(model).requires_grad_(False)
+
+
+def _counter() -> FlopCounterMode:
+    """Torch's counter, taught the contractions that it misses: `nn.Bilinear`, matrix times vector, dot products."""
+    aten = torch.ops.aten
+    more = {
+        aten._trilinear: _trilinear_flops,
+        aten.mv: _elements_flops,
+        aten.dot: _elements_flops,
+        aten.vdot: _elements_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=more)
+
+
+def _elements_flops(first: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(first)
+
+
+def _trilinear_flops(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    c: tuple[int, ...],
+    expand_a: tuple[int, ...],
+    expand_b: tuple[int, ...],
+    expand_c: tuple[int, ...],
+    *_: Any,
+    **__: Any,
+) -> int:
+    shapes = [_expanded(shape, dims) for shape, dims in ((a, expand_a), (b, expand_b), (c, expand_c))]
+    sizes: list[int] = [max(places) for places in zip(*shapes, strict=True)]
+    return 2 * math.prod(sizes)
+
+
+def _expanded(shape: tuple[int, ...], dims: tuple[int, ...]) -> list[int]:
+    sizes = list(shape)
+    for dim in sorted(dims):
+        sizes.insert(dim, 1)
+    return sizes
 
 
 @contextlib.contextmanager

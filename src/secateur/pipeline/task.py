@@ -1,6 +1,5 @@
 """What a run is about: the model, the data, what is measured, and what never changes meanwhile."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn
 
 from secateur.criteria.criterion import Criterion
 from secateur.data import Batches
+from secateur.graph.copies import copy_of
 from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
 from secateur.progress import Progress
@@ -85,7 +85,7 @@ class Task:
 
     def factory(self) -> nn.Module:
         """A fresh module of the dense architecture."""
-        return copy.deepcopy(self.model)
+        return copy_of(self.model)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Silence units in a working copy, run it on validation data, and compare sample by sample."""
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.data import Batch, Batches
+from secateur.graph.copies import copy_of
 from secateur.graph.trace import named_state
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import Metric, PerSample
@@ -70,7 +70,7 @@ def probe(
     baseline: Evaluation,
 ) -> Probe:
     """A probe on a private copy of `model`."""
-    return Probe(copy.deepcopy(model), groups, scores, data, metric, loss, baseline)
+    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline)
 
 
 @contextlib.contextmanager

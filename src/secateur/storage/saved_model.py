@@ -49,7 +49,7 @@ def save_model(
         extra: anything else that JSON can hold.
     """
     aliases = canonical_names(model)
-    state = {name: tensor for name, tensor in named_state(model).items() if aliases[name] == name}
+    state = {name: _as_real(tensor) for name, tensor in named_state(model).items() if aliases[name] == name}
     folder = Path(directory)
     (folder / MANIFEST).unlink(missing_ok=True)
     write_safetensors(folder / WEIGHTS, state)
@@ -85,9 +85,21 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     model = factory()
     remove_modules(model, _removed(model, manifest, folder))
     _check_architecture(model, manifest, tensors, folder)
+    held = named_state(model)
+    tensors = {name: _as_held(tensor, held[name]) for name, tensor in tensors.items()}
     apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
     return model
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs: safetensors knows single precision ones only."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _as_held(tensor: Tensor, held: Tensor) -> Tensor:
+    is_pairs = held.is_complex() and not tensor.is_complex()
+    return torch.view_as_complex(tensor) if is_pairs else tensor
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

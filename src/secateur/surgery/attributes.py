@@ -222,7 +222,11 @@ def _embedding(m: Any, groups: int | None) -> dict[str, Value]:
 
 def _recurrent(m: Any, groups: int | None) -> dict[str, Value]:
     gates = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
-    return {"input_size": m.weight_ih_l0.shape[1], "hidden_size": m.weight_ih_l0.shape[0] // gates}
+    return {
+        "input_size": m.weight_ih_l0.shape[1],
+        "hidden_size": m.weight_ih_l0.shape[0] // gates,
+        "proj_size": m.weight_hr_l0.shape[0] if m.proj_size else 0,
+    }
 
 
 def _recurrent_cell(m: Any, groups: int | None) -> dict[str, Value]:

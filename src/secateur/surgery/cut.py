@@ -1,7 +1,6 @@
 """Cutting: a smaller copy of the user's own module, or where it cannot follow a graph; verified."""
 
 import contextlib
-import copy
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import PlanError, SurgeryError
 from secateur.graph.axes import leaves
 from secateur.graph.branches import Branch
+from secateur.graph.copies import copy_of
 from secateur.graph.groups import Structure, structure
 from secateur.graph.settle import count
 from secateur.graph.sizes import Literal as Written
@@ -99,7 +99,7 @@ def cut_model(
         found = structure(program, fallback="graph")
     check_plan(plan, found.units)
     _check_program(model, program)
-    small = copy.deepcopy(model)
+    small = copy_of(model)
     _cut_tensors(small, found, plan)
     job = _Job(model, plan, program, found, verify)
     try:
@@ -149,7 +149,7 @@ class _Job:
 
     def masked(self) -> nn.Module:
         """The masked model."""
-        masked = copy.deepcopy(self.model)
+        masked = copy_of(self.model)
         replace_state(masked, masked_tensors(masked, self.touched, self.plan))
         return masked
 

@@ -1,10 +1,10 @@
 """Masking: the same network, its consumers seeing zeros where units are to go."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from secateur.graph.copies import copy_of
 from secateur.graph.groups import structure
 from secateur.graph.trace import Program, named_state
 from secateur.surgery.plan import Plan, check_plan
@@ -29,7 +29,7 @@ def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback =
     """
     groups = structure(program, fallback=fallback).units
     check_plan(plan, groups)
-    masked = copy.deepcopy(model)
+    masked = copy_of(model)
     replace_state(masked, masked_tensors(masked, groups, plan))
     return masked
 

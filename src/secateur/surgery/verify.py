@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -35,7 +36,7 @@ class Outputs:
 def all_outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outputs:
     """What `model` gives in eval mode, as it is and in float64. A copy is what is widened."""
     plain = outputs(model, args, kwargs)
-    double, narrowed = outputs_double(copy.deepcopy(model), args, kwargs)
+    double, narrowed = outputs_double(copy_of(model), args, kwargs)
     return Outputs(plain, double, narrowed)
 
 

@@ -1,9 +1,11 @@
 """Convolutions: with groups, a channel dimension is (group, channel within the group)."""
 
+import math
+
 from torch import fx
 
 from secateur.graph.axes import Dims, DimType, Fixed, Product
-from secateur.graph.typing import Typing, arguments, operator_name, shape_of
+from secateur.graph.typing import Types, Typing, arguments, operator_name, shape_of
 
 SPACE = "a position in space or time"
 
@@ -49,14 +51,32 @@ def _channels(typing: Typing, node: fx.Node, groups: int, *, transposed: bool) -
     return (whole, other) if transposed else (other, whole)
 
 
-def channelwise_rule(typing: Typing, node: fx.Node) -> Dims:
-    """Pooling, padding and resizing: leading dimensions pass, dimensions that change size are space."""
+def channelwise_rule(typing: Typing, node: fx.Node) -> Dims | list[Types]:
+    """Pooling, padding and resizing: leading dimensions pass, dimensions that change size are space.
+
+    Pooling by the largest can give their indices too, which are positions in space.
+    """
     dims = typing.dims(node.args[0])
-    shape = shape_of(node)
-    assert isinstance(shape, tuple)
+    shapes = shape_of(node)
+    shape = shapes[0] if isinstance(shapes, list) else shapes
+    assert shape is not None
     space = len(shape) - _leading(dims, node)
     typing.fix(dims[len(dims) - space :], SPACE)
-    return (*dims[: len(dims) - space], *(Fixed(n, SPACE) for n in shape[len(shape) - space :]))
+    result = (*dims[: len(dims) - space], *(Fixed(n, SPACE) for n in shape[len(shape) - space :]))
+    return [result for _ in shapes] if isinstance(shapes, list) else result
+
+
+def fold_rule(typing: Typing, node: fx.Node) -> Dims:
+    """`col2im`: `n (c k k) places -> n c h w`; overlapping patches add up."""
+    named = arguments(node)
+    *lead, patches, places = typing.dims(named["self"])
+    typing.fix([places], SPACE)
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    block = Fixed(math.prod(named["kernel_size"]), SPACE)
+    (out,) = typing.fresh((patches.size // block.size,))
+    typing.unify(patches, Product((out, block)))
+    return (*lead, out, *(Fixed(n, SPACE) for n in shape[-2:]))
 
 
 def _leading(dims: Dims, node: fx.Node) -> int:

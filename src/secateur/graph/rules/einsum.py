@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import fx
 
-from secateur.graph.axes import Dims, DimType, Product
-from secateur.graph.typing import Typing, arguments
+from secateur.graph.axes import Dims, DimType, Fixed, Product
+from secateur.graph.typing import Types, Typing, arguments, shape_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ SIGNATURES = {
         "aten.baddbmm": "self: b n o, batch1: b n i, batch2: b i o -> b n o",
         "aten.mv": "self: n i, vec: i -> n",
         "aten.dot": "self: i, tensor: i ->",
+        "aten.vdot": "self: i, other: i ->",
+        "aten.bilinear": "input1: *b i, input2: *b j, weight: o i j, bias: o -> *b o",
     }.items()
 }
 
@@ -113,8 +115,10 @@ def _join(typing: Typing, known: DimType | None, dim: DimType) -> DimType:
 def _note_contraction(typing: Typing, holders: list[tuple[Any, DimType]]) -> None:
     """A parameter that is summed over is a consumer; two activations have none."""
     consumers = [(value, dim) for value, dim in holders if typing.source(value) is not None]
-    for value, dim in consumers or [(None, holders[0][1])]:
+    for value, dim in consumers:
         typing.contract(dim, value)
+    if not consumers:
+        typing.contract(holders[0][1], None, [value for value, _ in holders])
 
 
 _Letters = tuple[str, ...]
@@ -165,6 +169,18 @@ def embedding_rule(typing: Typing, node: fx.Node) -> Dims:
     return (*typing.dims(named["indices"]), width)
 
 
+def embedding_bag_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """Rows of the table, summed, averaged or the largest of each column; and three tensors of bookkeeping."""
+    vocabulary, width = typing.dims(arguments(node)["weight"])
+    typing.fix([vocabulary], "rows of an embedding are chosen by index (the vocabulary)")
+    bags, *others = shape_of(node) or []
+    assert isinstance(bags, tuple)
+    rest: list[Types] = [
+        tuple(Fixed(n, "where a bag lies") for n in shape) for shape in others if isinstance(shape, tuple)
+    ]
+    return [(Fixed(bags[0], "a bag of indices"), width), *rest]
+
+
 SEQUENCE = "positions of a sequence that attention mixes"
 
 
@@ -189,7 +205,7 @@ def attention_rule(typing: Typing, node: fx.Node) -> Dims:
     head_dim = typing.unify(query[-1], key[-1])
     typing.unify(key[-2], value[-2])
     typing.fix([key[-2], query[-2]], SEQUENCE)
-    typing.contract(head_dim, None)
+    typing.contract(head_dim, None, (named["query"], named["key"]))
     if named.get("scale") is None:
         typing.remark(head_dim, "the default scale of attention follows the size of a head", "operator")
     typing.count_macs(node, [*batch, query[-2], key[-2], head_dim])

@@ -317,9 +317,13 @@ def index_rule(typing: Typing, node: fx.Node) -> Dims | None:
     return (*dims[: used[0]], *middle, *dims[used[-1] + 1 :])
 
 
-def index_select_rule(typing: Typing, node: fx.Node) -> Dims:
+def index_select_rule(typing: Typing, node: fx.Node) -> Types:
     """index_select: the dimension is chosen from, the others pass."""
     named = arguments(node)
+    rows = typing.values.get(named["self"])
+    if isinstance(rows, RowDims) and named["dim"] == 1:
+        # Final states of a packed sequence are put back in the order of its samples.
+        return rows
     dims = list(typing.dims(named["self"]))
     shape = shape_of(node)
     assert isinstance(shape, tuple)

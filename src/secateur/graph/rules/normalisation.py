@@ -53,14 +53,12 @@ def group_norm_rule(typing: Typing, node: fx.Node) -> Dims:
 
 
 def weight_norm_rule(typing: Typing, node: fx.Node) -> Types | list[Types]:
-    """`v`, its norm over all dimensions but one taken out and `g` put in: those dimensions are recomputed."""
+    """`v`, its norm over all dimensions but one taken out and `g` put in; zeros add nothing to a norm."""
     named = arguments(node)
     v, g = typing.dims(named["v"]), typing.dims(named["g"])
-    for number, (own, gain) in enumerate(zip(v, g, strict=True)):
+    for own, gain in zip(v, g, strict=True):
         if gain.size == own.size:
             typing.unify(own, gain)
-        elif number != named["dim"] % len(v):
-            typing.remark(own, "a weight is normalised over it")
     shapes = shape_of(node)
     return [v, (v[named["dim"]],)] if isinstance(shapes, list) else v
 
@@ -73,8 +71,17 @@ def softmax_rule(typing: Typing, node: fx.Node) -> Dims:
     return dims
 
 
+NORMS = ("norm", "linalg_vector_norm")
+RECOMPUTED = ("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "logsumexp", *NORMS)
+
+
+def _is_place_used(node: fx.Node) -> bool:
+    """Whether a maximum's second result, its position, is used."""
+    return any(user.args[1] == 1 for user in node.users if operator_name(user) == "getitem")
+
+
 def reduction_rule(typing: Typing, node: fx.Node) -> Types:
-    """Sums see zeros and stay exact; means are recomputed; any other reduction fixes what it eats."""
+    """Sums and norms see zeros and stay exact; means are recomputed; any other reduction fixes what it eats."""
     named = arguments(node)
     if "other" in named:  # the smaller of two tensors, element by element
         return pointwise_rule(typing, node)
@@ -82,9 +89,9 @@ def reduction_rule(typing: Typing, node: fx.Node) -> Types:
     reduced = _reduced(named.get("dim"), len(dims))
     name = operator_name(node).removeprefix("aten.")
     for number in reduced:
-        if name == "sum":
-            typing.contract(dims[number], None)
-        elif name in {"mean", "var", "std", "norm", "linalg_vector_norm", "var_mean"}:
+        if name == "sum" or (name in NORMS and (named.get("p", named.get("ord")) or 2) > 0):
+            typing.contract(dims[number], None, (node.args[0],))  # type: ignore[arg-type]
+        elif name in RECOMPUTED or (name in {"max", "min"} and not _is_place_used(node)):
             typing.remark(dims[number], f"{name} is taken over it")
         else:
             typing.fix([dims[number]], f"{name} is taken over it")

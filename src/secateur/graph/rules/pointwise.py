@@ -3,16 +3,18 @@
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from secateur.graph.axes import Dims, DimType, Fixed
-from secateur.graph.typing import Typing, shape_of
+from secateur.graph.axes import Concat, Dims, DimType, Fixed
+from secateur.graph.typing import Typing, arguments, shape_of
 
 MADE_IN_FORWARD = "a tensor that the forward pass makes itself"
 
 
-def pointwise_rule(typing: Typing, node: fx.Node) -> Dims:
+def pointwise_rule(typing: Typing, node: fx.Node) -> Dims | None:
     """Broadcasting unifies, from the right; a dimension of one position takes the other's type."""
     shape = shape_of(node)
-    assert isinstance(shape, tuple)
+    if not isinstance(shape, tuple):
+        # `where(condition)` alone gives the places where it holds.
+        return None
     result: list[DimType] = [Fixed(n) for n in shape]
     known = [n == 1 for n in shape]
     for operand in tensor_operands(typing, node):
@@ -24,6 +26,17 @@ def pointwise_rule(typing: Typing, node: fx.Node) -> Dims:
             result[-back] = typing.unify(result[-back], dim) if known[-back] else dim
             known[-back] = True
     return tuple(result)
+
+
+def glu_rule(typing: Typing, node: fx.Node) -> Dims:
+    """One half of a dimension times the sigmoid of the other: the halves are cut alike."""
+    named = arguments(node)
+    dims = list(typing.dims(named["self"]))
+    along = named["dim"] % len(dims)
+    value, gate = typing.fresh((dims[along].size // 2,) * 2)
+    typing.unify(dims[along], Concat((value, gate)))
+    dims[along] = typing.unify(value, gate)
+    return tuple(dims)
 
 
 def same_rule(typing: Typing, node: fx.Node) -> Dims:

@@ -6,9 +6,10 @@ from typing import Any
 from torch import fx
 
 from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product
-from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name
+from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
+STEP = "a step of a sequence, or a sample"
 FILLED = ("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.zeros_like", "aten.empty")
 
 
@@ -28,16 +29,16 @@ def recurrent_rule(typing: Typing, node: fx.Node) -> list[Types]:
     gates = GATES[operator_name(node)]
     states = named["hx"] if isinstance(named["hx"], list | tuple) else [named["hx"]]
     directions = 2 if named["bidirectional"] else 1
-    cells = _cells(list(named["params"]), has_biases=named["has_biases"], projected=_projected(typing, named, gates))
-    batch_steps = typing.dims(named["input"])[:-1]
-    typing.fix(batch_steps, "a step of a sequence, or a sample")
-    feature = typing.dims(named["input"])[-1]
+    cells = _cells(list(named["params"]), int(named["num_layers"]) * directions, has_biases=named["has_biases"])
+    # A packed sequence is its "data": steps and samples in one dimension.
+    *batch_steps, feature = typing.dims(named["input"] if "input" in named else named["data"])
+    typing.fix(batch_steps, STEP)
     hidden: list[DimType] = []
     given: list[DimType] = []
     for layer in range(len(cells) // directions):
         outputs = []
         for cell in cells[layer * directions : (layer + 1) * directions]:
-            inner, out = _cell(typing, node, cell, feature, batch_steps, gates)
+            inner, out = _cell(typing, node, cell, feature, tuple(batch_steps), gates)
             hidden.append(inner)
             outputs.append(out)
         given += outputs
@@ -63,16 +64,10 @@ def recurrent_cell_rule(typing: Typing, node: fx.Node) -> Types | list[Types]:
     return [(*dims[:-1], out), (*dims[:-1], inner)] if len(states) == 2 else (*dims[:-1], out)
 
 
-def _projected(typing: Typing, named: Any, gates: int) -> bool:
-    """Whether an LSTM maps its hidden state to a smaller one: then weight_hh is not 4H x H."""
-    if gates != 4:
-        return False
-    rows, columns = typing.dims(named["params"][1])
-    return columns.size * gates != rows.size
-
-
-def _cells(params: list[Any], *, has_biases: bool, projected: bool) -> list[Cell]:
-    each = 2 + 2 * has_biases + projected
+def _cells(params: list[Any], count: int, *, has_biases: bool) -> list[Cell]:
+    """The parameters of each cell; an LSTM that maps its hidden state to a smaller one has one more."""
+    each = len(params) // count
+    projected = each > 2 + 2 * has_biases
     return [
         Cell(p[0], p[1], tuple(p[2:4]) if has_biases else (), p[-1] if projected else None)
         for p in (params[k : k + each] for k in range(0, len(params), each))
@@ -99,6 +94,8 @@ def _cell(
         out, inner = typing.dims(cell.projection)
         typing.unify(inner, hidden)
         typing.contract(inner, cell.projection)
+        # Torch tells a projection by the two states being of unequal width.
+        typing.minimums.append((hidden, out.size + 1))
         typing.count_macs(node, [*batch_steps, out, inner])
     typing.unify(hidden_width, out)
     typing.contract(hidden_width, cell.hidden_weight)
@@ -118,3 +115,24 @@ def _final_state(typing: Typing, initial: Any, rows: tuple[DimType, ...]) -> Typ
     if len(rows) == 1:
         return (*lead, rows[0])
     return RowDims((*lead, rows[0]), rows)
+
+
+def pack_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """`_pack_padded_sequence`: samples and steps become one dimension; beside it how many samples each step has."""
+    batch, steps, *features = typing.dims(arguments(node)["input"])
+    typing.fix([batch, steps], STEP)
+    return _bookkept(node, 1, features)
+
+
+def unpack_rule(typing: Typing, node: fx.Node) -> list[Types]:
+    """`_pad_packed_sequence`: the other way round; beside it the lengths."""
+    packed, *features = typing.dims(arguments(node)["data"])
+    typing.fix([packed], STEP)
+    return _bookkept(node, 2, features)
+
+
+def _bookkept(node: fx.Node, lead: int, features: list[DimType]) -> list[Types]:
+    shapes = shape_of(node)
+    assert isinstance(shapes, list)
+    first, second = ([Fixed(n, STEP) for n in shape] for shape in shapes)
+    return [(*first[:lead], *features), tuple(second)]

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from secateur.graph.rules.convolution import channelwise_rule, convolution_rule
+from secateur.graph.rules.convolution import channelwise_rule, convolution_rule, fold_rule
 from secateur.graph.rules.einsum import (
     SIGNATURES,
     attention_rule,
     einsum_rule,
+    embedding_bag_rule,
     embedding_rule,
     matmul_rule,
     signature_rule,
@@ -47,8 +48,10 @@ from secateur.graph.rules.normalisation import (
     topk_rule,
     weight_norm_rule,
 )
-from secateur.graph.rules.pointwise import filled_rule, made_rule, pointwise_rule, same_rule
-from secateur.graph.rules.recurrent import recurrent_cell_rule, recurrent_rule
+from secateur.graph.rules.pointwise import filled_rule, glu_rule, made_rule, pointwise_rule, same_rule
+from secateur.graph.rules.recurrent import pack_rule, recurrent_cell_rule, recurrent_rule, unpack_rule
+from secateur.graph.rules.scattering import index_add_rule, index_put_rule
+from secateur.graph.rules.spectra import fourier_rule, parts_rule
 from secateur.graph.typing import Typing, operator_name
 
 Rule = Callable[[Typing, fx.Node], Any]
@@ -57,12 +60,15 @@ _FAMILIES: dict[Rule, str] = {
     matmul_rule: "matmul",
     einsum_rule: "einsum",
     embedding_rule: "embedding",
+    embedding_bag_rule: "embedding_bag",
     attention_rule: "scaled_dot_product_attention",
     convolution_rule: ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
     channelwise_rule: (
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d "
-        "upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d"
+        "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+        "upsample_bicubic2d upsample_trilinear3d "
+        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"
     ),
     batch_norm_rule: "batch_norm",
     instance_norm_rule: "instance_norm",
@@ -75,6 +81,15 @@ _FAMILIES: dict[Rule, str] = {
     cumulative_rule: "cumsum cumprod",
     view_rule: "view reshape flatten unflatten _unsafe_view view_as reshape_as",
     permute_rule: "permute transpose t",
+    glu_rule: "glu",
+    fold_rule: "col2im",
+    index_add_rule: "index_add index_copy",
+    index_put_rule: "index_put",
+    fourier_rule: (
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 "
+        "fft_fftn fft_ifftn fft_rfftn fft_irfftn"
+    ),
+    parts_rule: "view_as_real view_as_complex",
     squeeze_rule: "squeeze",
     unsqueeze_rule: "unsqueeze",
     expand_rule: "expand expand_as broadcast_to",
@@ -89,15 +104,17 @@ _FAMILIES: dict[Rule, str] = {
     index_rule: "index",
     index_select_rule: "index_select",
     gather_rule: "gather",
-    scatter_rule: "scatter",
+    scatter_rule: "scatter scatter_add scatter_reduce",
     one_hot_rule: "one_hot",
     same_rule: (
         "contiguous clone alias detach to _to_copy type_as lift_fresh_copy dropout feature_dropout "
-        "alpha_dropout native_dropout zeros_like ones_like full_like empty_like copy"
+        "alpha_dropout native_dropout zeros_like ones_like full_like empty_like real imag _conj conj"
     ),
     filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
     made_rule: "arange linspace tril_indices triu_indices eye rand randn",
     recurrent_rule: "lstm gru rnn_tanh rnn_relu",
+    pack_rule: "_pack_padded_sequence",
+    unpack_rule: "_pad_packed_sequence",
     recurrent_cell_rule: "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 
@@ -118,6 +135,9 @@ _POINTWISE = frozenset(
         "lerp",
         "addcmul",
         "addcdiv",
+        "copy",
+        "polar",
+        "complex",
     ]
 )
 

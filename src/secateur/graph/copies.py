@@ -1,0 +1,31 @@
+"""Copies of models, also of those that keep results of their last call."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copy_of(model: Model) -> Model:
+    """A deep copy; tensors with a gradient's history, which cannot be deep-copied, lose it.
+
+    The old hooks of `weight_norm` and `spectral_norm` keep the weight that they computed last.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer.last = layer.weight * 2
+    >>> copy_of(layer).last.requires_grad
+    False
+    """
+    computed = [t for module in model.modules() for t in _tensors(vars(module)) if not t.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    for value in held.values() if isinstance(held, dict) else held:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            yield from _tensors(value)
