@@ -108,6 +108,30 @@ class Attention(nn.Module):
         return self.head(x)
 
 
+class Reshaped(nn.Module):
+    """Attention that reads the width of its heads, and of what they give together, off the stream's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.embed, self.qkv, self.out = nn.Linear(5, 12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.class_query, self.class_keys = nn.Linear(12, 12), nn.Linear(12, 24)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, steps, width = x.shape
+        split = (self.heads, width // self.heads)
+        q, k, v = self.qkv(x).reshape(n, steps, 3, *split).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-2, -1), dim=-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, steps, width))
+        # Queries and keys meet in an axis of their own, which nothing but the division ties to the stream.
+        q = self.class_query(x[:, :1]).reshape(n, 1, *split).transpose(1, 2)
+        k, v = self.class_keys(x).reshape(n, steps, 2, *split).permute(2, 0, 3, 1, 4)
+        mixed = torch.softmax(q @ k.transpose(-2, -1), dim=-1) @ v
+        return self.head(x[:, 0] + mixed.transpose(1, 2).reshape(n, width))
+
+
 class Tied(nn.Module):
     """A layer called twice, a tied decoder, and plain parameters in the forward pass."""
 
@@ -164,6 +188,7 @@ CASES = [
     rnn("GRU", 1, False, use_state=True),
     rnn("RNN", 2, False),
     Case("attention", Attention, lambda n: torch.randint(11, (n, 5))),
+    Case("reshaped", Reshaped, sequence),
     Case("tied", Tied, lambda n: torch.randint(9, (n, 5))),
 ]
 

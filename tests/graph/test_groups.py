@@ -43,6 +43,19 @@ def test_attention_has_heads_head_dimensions_and_a_renormalised_stream() -> None
     assert [name for name, (_, _, _, exact) in found.items() if not exact] == ["table"]
 
 
+def test_heads_and_a_stream_whose_shape_they_read_are_cut_together() -> None:
+    # The stream is the second attention's heads (nothing lies between), and as wide as those of the first;
+    # head dimensions: the stream's, those of the first attention's values, and of both its and the second's queries.
+    found = groups_of("reshaped")
+    assert sorted(found.values()) == [(6, 2, "head", True), (16, 4, "head_dim", True)]
+
+
+def test_one_group_of_a_group_norm_is_no_axis() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 2, 1))
+    (group,) = find_groups(trace(net, (torch.zeros(2, 3, 4, 4),)))
+    assert (group.size, group.minimum, group.exact) == (8, 1, False)
+
+
 def test_tied_layers_share_one_group() -> None:
     assert groups_of("tied") == {"scale": (10, 1, "neuron", True)}
 

@@ -7,7 +7,7 @@ is written down as a number fixes the axis that it counts.
 
 import itertools
 from collections import ChainMap, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,7 +34,7 @@ def settle(typing: Typing, fallback: Fallback = "error") -> None:
     for constant in typing.constants:
         if isinstance(constant.source, Literal):
             typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
-    typing.families += _counted_alike(typing.constants)
+    typing.families += _counted_alike(typing.constants) + _read_off_shapes(typing)
     settle_families(typing)
     _try_every_axis(typing)
     settle_families(typing)
@@ -94,6 +94,17 @@ def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:
     return [tuple(dims) for dims in counted.values() if len(dims) > 1]
 
 
+def _read_off_shapes(typing: Typing) -> list[tuple[DimType, ...]]:
+    """A dimension whose size is read off another's, as in `out.reshape(batch, length, x.shape[-1])`, stays as wide."""
+    found: dict[tuple[DimType, DimType], None] = {}
+    for constant in typing.constants:
+        if isinstance(constant.source, Extent) and constant.sign == 1:
+            read = extent_dim(typing, constant.source)
+            if read is not None and read != typing.unifier.resolve(constant.dim):
+                found[constant.dim, read] = None
+    return list(found)
+
+
 def settle_families(typing: Typing) -> None:
     """Axes that must stay equally wide: one fixed, all fixed; layouts that differ cannot be kept equal."""
     changed = True
@@ -114,8 +125,12 @@ def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
     if all(isinstance(dim, Axis) for dim in free):
         return False
     products = [dim.factors for dim in free if isinstance(dim, Product)]
-    if products and len({tuple(f.size for f in factors) for factors in products}) == 1 and len(products) == len(free):
-        return _tie_factors(typing, products)
+    axes = [dim for dim in free if isinstance(dim, Axis)]
+    layouts = {tuple(f.size for f in factors) for factors in products}
+    if len(layouts) == 1 and len(products) + len(axes) == len(free):
+        for axis in axes:
+            typing.unify(axis, Product(typing.fresh(*layouts)))
+        return _tie_factors(typing, products) or bool(axes)
     if products:
         typing.fix(free, "it must stay as wide as an axis of another layout")
         return True
@@ -257,37 +272,55 @@ def _try_every_axis(typing: Typing) -> None:
     changed = True
     while changed:
         system = equations(typing)
-        changed = any([_try(typing, system, bundle) for bundle in _bundles(typing, system)])
+        bundles = _bundles(typing, system)
+        changed = any([_try(typing, system, bundles, bundle) for bundle in dict.fromkeys(bundles.values())])
 
 
-def _bundles(typing: Typing, system: Equations) -> list[frozenset[int]]:
-    """Axes that some constant depends on, together with those that must stay as wide."""
-    together: dict[int, frozenset[int]] = {axis: frozenset([axis]) for axis in system.touching}
+Bundle = frozenset[Axis]
+
+
+def _bundles(typing: Typing, system: Equations) -> dict[Axis, Bundle]:
+    """Axis -> those that must stay as wide, for axes that some constant depends on."""
+    own_axes = (system.axes[id_] for id_ in system.touching if id_ in system.axes)
+    together = {axis: frozenset([axis]) for axis in own_axes}
     for family in typing.families:
-        rows = [typing.unifier.resolve(dim) for dim in family]
-        own = {row.id for row in rows if isinstance(row, Axis)}
+        # Products stay equally wide by their factors, which have families of their own.
+        own = {dim for dim in map(typing.unifier.resolve, family) if isinstance(dim, Axis)}
         whole = frozenset(itertools.chain.from_iterable(together.get(axis, {axis}) for axis in own))
         together.update(dict.fromkeys(whole, whole))
-    return list(dict.fromkeys(together[axis] for axis in system.touching))
+    return together
 
 
-def _try(typing: Typing, system: Equations, bundle: frozenset[int]) -> bool:
+def _try(typing: Typing, system: Equations, bundles: Mapping[Axis, Bundle], bundle: Bundle) -> bool:
     """Tie or fix a bundle that cannot change alone; whether anything was done."""
-    own = [system.axes[id_] for id_ in bundle if id_ in system.axes]
-    if any(isinstance(typing.unifier.resolve(axis), Fixed) for axis in own) or not own:
+    if any(isinstance(typing.unifier.resolve(axis), Fixed) for axis in bundle):
         return False
-    wrong = _fails(system, own)
+    wrong = _fails(system, bundle)
     if wrong is None:
         return False
-    for more in _companions(typing, system, own, wrong):
-        if _fails(system, [*own, *more]) is None:
-            typing.families.append((own[0], *more))
-            return True
-    typing.fix(own, _UNFOLLOWED.format(operator_name(wrong.node).removeprefix("aten.")))
+    grown = _grow(typing, system, bundles, bundle, wrong)
+    if grown:
+        typing.families.append(grown)
+    else:
+        typing.fix(list(bundle), _UNFOLLOWED.format(operator_name(wrong.node).removeprefix("aten.")))
     return True
 
 
-def _fails(system: Equations, axes: Sequence[Axis]) -> Constant | None:
+def _grow(
+    typing: Typing, system: Equations, bundles: Mapping[Axis, Bundle], bundle: Bundle, wrong: Constant
+) -> tuple[Axis, ...]:
+    """`bundle` with the axes that must shrink beside it, each step making right what was wrong; nothing if none do."""
+    for more in _companions(typing, wrong, bundle):
+        larger = bundle.union(*(bundles.get(axis, {axis}) for axis in more))
+        now = _fails(system, larger)
+        if now is None:
+            return tuple(sorted(larger, key=lambda axis: axis.id))
+        if now is not wrong:
+            return _grow(typing, system, bundles, larger, now)
+    return ()
+
+
+def _fails(system: Equations, axes: Collection[Axis]) -> Constant | None:
     """The first constant that does not follow when equally wide axes shrink, by whatever number."""
     # One width is not enough: with `c // 2` at a boundary, one unit less in the first half passes by rounding.
     size = min(axis.size for axis in axes)
@@ -298,15 +331,15 @@ def _fails(system: Equations, axes: Sequence[Axis]) -> Constant | None:
     return None
 
 
-def _companions(typing: Typing, system: Equations, own: Sequence[Axis], wrong: Constant) -> Iterable[tuple[Axis, ...]]:
+def _companions(typing: Typing, wrong: Constant, bundle: Bundle) -> Iterable[tuple[Axis, ...]]:
     """Axes of the same size that the failing constant also depends on: each alone, then all."""
     assert wrong.source is not None
     dims = [typing.unifier.resolve(wrong.dim)]
     extents = [leaf for leaf in source_leaves(wrong.source) if isinstance(leaf, Extent)]
     dims += [dim for extent in extents if (dim := extent_dim(typing, extent)) is not None]
-    known = {axis.id for axis in own}
+    sizes = {axis.size for axis in bundle}
     others = list(dict.fromkeys(axis for dim in dims for axis in leaves(dim)))
-    others = [axis for axis in others if axis.id not in known and axis.size == own[0].size]
+    others = [axis for axis in others if axis not in bundle and axis.size in sizes]
     yield from ((axis,) for axis in others)
     if len(others) > 1:
         yield tuple(others)

@@ -41,9 +41,9 @@ def group_norm_rule(typing: Typing, node: fx.Node) -> Dims:
     """Channels are (group, channel within); whole groups go exactly, channels within are renormalised."""
     named = arguments(node)
     dims = typing.dims(named["input"])
-    group = typing.unifier.fresh(int(named["num_groups"]))
+    groups = int(named["num_groups"])
+    group, within = typing.fresh((groups, dims[1].size // groups))
     typing.constant(node, group, "num_groups")
-    (within,) = typing.fresh((dims[1].size // group.size,))
     typing.unify(dims[1], Product((group, within)))
     for name in ("weight", "bias"):
         if isinstance(named.get(name), fx.Node):
