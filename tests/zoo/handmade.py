@@ -132,16 +132,16 @@ CONVOLUTIONAL: _Rows = {
 }
 
 ATTENTIVE: _Rows = {
-    # "self_attention": (attention.SelfAttention, STEPS),
-    # "self_attention_weights": (partial(attention.SelfAttention, weights=True), STEPS),
-    # "self_attention_extra_keys": (partial(attention.SelfAttention, add_bias_kv=True, add_zero_attn=True), STEPS),
-    # "cross_attention": (attention.CrossAttention, padded_memory),
+    "self_attention": (attention.SelfAttention, STEPS),
+    "self_attention_weights": (partial(attention.SelfAttention, weights=True), STEPS),
+    "self_attention_extra_keys": (partial(attention.SelfAttention, add_bias_kv=True, add_zero_attn=True), STEPS),
+    "cross_attention": (attention.CrossAttention, padded_memory),
     "encoder": (attention.Encoder, tokens(7)),
     "encoder_pre_norm": (partial(attention.Encoder, norm_first=True, activation="gelu"), tokens(7)),
     "encoder_causal": (partial(attention.Encoder, causal=True), tokens(7)),
     "transformer": (partial(attention.Translation, batch_first=True), two_texts),
     "transformer_time_first": (partial(attention.Translation, batch_first=False), two_texts),
-    # "decoder_of_queries": (attention.DecoderOnly, SMALL),
+    "decoder_of_queries": (attention.DecoderOnly, SMALL),
     "fused_qkv": (attention.FusedQKV, PATCHES),
     "fused_qkv_own_scale": (partial(attention.FusedQKV, scale_from_size=True), PATCHES),
     "einsum_attention": (attention.EinsumAttention, PATCHES),

@@ -39,6 +39,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
+from secateur.graph.attention import unfused
 from secateur.graph.trace import canonical_names, in_eval_mode, kept_buffers, named_state
 
 Place = tuple[Any, ...]
@@ -96,7 +97,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     user_inputs = tuple(recorder.add_input(f"input_{number}", leaf) for number, leaf in enumerate(leaves))
     with _as_it_was(model), in_eval_mode(model), _noting_modules(model, recorder), torch.no_grad():
-        with _whole_attention(), enable_python_dispatcher(), _Mode(recorder):
+        with unfused(), enable_python_dispatcher(), _Mode(recorder):
             result = model(*inputs[0], **inputs[1])
         given = list(_tensors_within(result, set()))
         if not given:
@@ -332,17 +333,6 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
                 for table, content in contents.items():
                     own[table].clear()
                     own[table].update(content)
-
-
-@contextlib.contextmanager
-def _whole_attention() -> Iterator[None]:
-    """Switch torch's fused transformer layers off: they hide their operators."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _copied(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

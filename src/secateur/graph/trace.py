@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from secateur.errors import NumericalError, TraceError
+from secateur.graph.attention import released, unfused
 from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, seen_through, tagged_attributes
 
 if TYPE_CHECKING:
@@ -97,7 +98,13 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
         called = _called(model)
         hook = called.register_forward_pre_hook(recorder.note_inputs, prepend=True, with_kwargs=True)
         try:
-            with tagged_attributes(model), seen_through(), torch.fx.traceback.preserve_node_meta(), recorder:
+            with (
+                released(model),
+                tagged_attributes(model),
+                seen_through(),
+                torch.fx.traceback.preserve_node_meta(),
+                recorder,
+            ):
                 captured, recorded = _capture(called, args, kwargs)
         finally:
             hook.remove()
@@ -212,7 +219,7 @@ def input_nodes(
 
 def _check_inputs_fit(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        with torch.no_grad(), kept_buffers(model):
+        with torch.no_grad(), kept_buffers(model), unfused():
             model(*args, **kwargs)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.graph.attention import unfused
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode
 
@@ -26,7 +27,7 @@ def count_macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     >>> count_macs(nn.Linear(3, 2), (torch.zeros(5, 3),))
     30
     """
-    with _slow_path():
+    with unfused():
         try:
             return _count(_frozen(model).to("meta"), *_on_meta(args, dict(kwargs or {})))
         except Exception:
@@ -99,17 +100,6 @@ def _expanded(shape: tuple[int, ...], dims: tuple[int, ...]) -> list[int]:
     for dim in sorted(dims):
         sizes.insert(dim, 1)
     return sizes
-
-
-@contextlib.contextmanager
-def _slow_path() -> Iterator[None]:
-    """Without the fused encoder layer of torch, which counts as nothing."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextlib.contextmanager

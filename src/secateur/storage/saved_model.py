@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.errors import SavedModelError
+from secateur.graph.attention import bind_heads, release_heads
 from secateur.graph.sizes import held_sizes
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors
@@ -83,12 +84,14 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     manifest = read_manifest(folder)
     tensors = _read_weights(folder, manifest)
     model = factory()
+    release_heads(model)
     remove_modules(model, _removed(model, manifest, folder))
     _check_architecture(model, manifest, tensors, folder)
     held = named_state(model)
     tensors = {name: _as_held(tensor, held[name]) for name, tensor in tensors.items()}
     apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
+    bind_heads(model)
     return model
 
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import SurgeryError
+from secateur.graph.attention import HeadwiseAttention
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count, equations
 from secateur.graph.sizes import Attribute, source_leaves
@@ -233,6 +234,12 @@ def _recurrent_cell(m: Any, groups: int | None) -> dict[str, Value]:
     return {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}
 
 
+def _attention(m: Any, groups: int | None) -> dict[str, Value]:
+    packed = m.in_proj_weight
+    q, k, v = (packed,) * 3 if packed is not None else (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
+    return {"embed_dim": q.shape[1], "kdim": k.shape[1], "vdim": v.shape[1]}
+
+
 _SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
     nn.Linear: _linear,
     _ConvTransposeNd: _conv_transpose,
@@ -244,4 +251,5 @@ _SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
     nn.Embedding: _embedding,
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _recurrent_cell,
+    HeadwiseAttention: _attention,
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, fx, nn
 
 from secateur.errors import PlanError, SurgeryError
+from secateur.graph.attention import bind_heads, release_heads
 from secateur.graph.axes import leaves
 from secateur.graph.branches import Branch
 from secateur.graph.copies import copy_of
@@ -37,9 +38,10 @@ from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.program import Places, doubled, program_module, size_classes
 from secateur.surgery.tensors import gather, removed_marks, replace_state
 from secateur.surgery.verify import Outputs, all_outputs, difference, disagreement, output_leaves, outputs
-from secateur.types import Fallback, Group, Rewrite
+from secateur.types import Fallback, Group, Note, Rewrite
 
 MOST_TRIALS = 64
+HEADWISE = "computes headwise: nn.MultiheadAttention asserts that its heads fill its width, which they no longer do"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class CutModel:
             the masked model, or where groups are not exact the cut program.
         way: "module" for an instance of the user's own class, "graph" for an `fx.GraphModule`.
         free: dimensions of a graph's inputs that may have any size: (leaf of the arguments, dimension).
+        replaced: modules of torch's that are of another class now, since theirs asserts what no longer holds.
     """
 
     model: nn.Module
@@ -60,6 +63,7 @@ class CutModel:
     verified: bool
     way: Literal["module", "graph"] = "module"
     free: Places = frozenset()
+    replaced: tuple[Note, ...] = ()
 
 
 def cut(
@@ -100,6 +104,7 @@ def cut_model(
     check_plan(plan, found.units)
     _check_program(model, program)
     small = copy_of(model)
+    release_heads(small)
     _cut_tensors(small, found, plan)
     job = _Job(model, plan, program, found, verify)
     try:
@@ -168,9 +173,10 @@ def _cut_module(job: _Job, small: nn.Module) -> CutModel:
     apply(small, tuple(rewrites))
     rewrites += rewrite_known(small, demands(found, widths))
     remove_branches(small, job.gone, job.model, job.program)
+    replaced = tuple(Note(path, HEADWISE) for path in bind_heads(small))
     expected = _reference(job, small) if job.verify else None
     rewrites += _rewrite_rest(small, demands(found, widths, with_source=False), job, expected)
-    return CutModel(small, tuple(rewrites), expected is not None)
+    return CutModel(small, tuple(rewrites), expected is not None, replaced=replaced)
 
 
 def _check_followable(job: _Job) -> None:

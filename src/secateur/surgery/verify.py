@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.graph.attention import unfused
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode
 
@@ -47,7 +48,7 @@ def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 def output_leaves(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """All that the model gives, whether tensors or not."""
-    with in_eval_mode(model), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad(), unfused():
         return pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs))))
 
 

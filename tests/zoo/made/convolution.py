@@ -346,14 +346,14 @@ class ChannelAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.c1, self.c2 = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.c0, self.c1, self.c2 = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 9), (9, 16), (16, 12)))
         self.shared = nn.Sequential(nn.Conv2d(16, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 16, 1, bias=False))
         self.space = nn.Conv2d(2, 1, 7, padding=3)
         self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c1(x)
+        x = self.c1(self.c0(x).relu())
         x = x * torch.sigmoid(self.shared(x.mean((2, 3), keepdim=True)) + self.shared(x.amax((2, 3), keepdim=True)))
         y = self.c2(x * torch.sigmoid(self.space(torch.cat([x.mean(1, True), x.max(1, True)[0]], 1))))
         weights = self.eca(y.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(-1)
