@@ -67,7 +67,8 @@ _FAMILIES: dict[Rule, str] = {
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
         "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-        "upsample_bicubic2d upsample_trilinear3d "
+        "upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+        "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
         "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"
     ),
     batch_norm_rule: "batch_norm",
@@ -76,7 +77,10 @@ _FAMILIES: dict[Rule, str] = {
     group_norm_rule: "group_norm",
     weight_norm_rule: "_weight_norm",
     softmax_rule: "softmax log_softmax _softmax _log_softmax",
-    reduction_rule: ("sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp"),
+    reduction_rule: (
+        "sum mean amax amin max min argmax argmin var std norm linalg_vector_norm all any prod logsumexp "
+        "var_mean std_mean aminmax median nanmedian nanmean nansum count_nonzero quantile linalg_norm"
+    ),
     topk_rule: "sort topk",
     cumulative_rule: "cumsum cumprod",
     view_rule: "view reshape flatten unflatten _unsafe_view view_as reshape_as",
@@ -138,6 +142,38 @@ _POINTWISE = frozenset(
         "copy",
         "polar",
         "complex",
+        "multiply",
+        "divide",
+        "subtract",
+        "negative",
+        "absolute",
+        "fix",
+        "log_sigmoid",
+        "greater",
+        "less",
+        "greater_equal",
+        "less_equal",
+        "not_equal",
+        "isclose",
+        "arctan",
+        "arcsin",
+        "arccos",
+        "arctan2",
+        "arctanh",
+        "arcsinh",
+        "arccosh",
+        "floor_divide",
+        "special_expit",
+        "special_erf",
+        "special_logit",
+        "rsub",
+        "bernoulli",
+        "rand_like",
+        "randn_like",
+        "__and__",
+        "__or__",
+        "__xor__",
+        "fake_quantize_per_tensor_affine",
     ]
 )
 

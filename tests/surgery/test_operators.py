@@ -1,0 +1,59 @@
+"""Operators that stand between two layers: what goes through them is cut exactly, or not at all."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import trace
+from secateur.surgery.cut import cut
+from secateur.surgery.mask import mask
+from secateur.surgery.plan import plan
+
+Between = Callable[[Tensor, Tensor], Tensor]
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, between: Between) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.between, self.gain = between, nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.between(self.up(x), self.gain))
+
+
+EXACT: dict[str, Between] = {
+    "multiply": torch.multiply,
+    "divide": torch.divide,
+    "subtract": torch.subtract,
+    "absolute": lambda x, gain: torch.absolute(x) * torch.special.expit(gain),
+    "compared": lambda x, gain: x * (torch.greater(x, gain) & torch.less_equal(x, 2.0)).double(),
+    "rsub": lambda x, gain: torch.rsub(x, gain) + torch.floor_divide(x, gain),
+    "aminmax": lambda x, gain: x * torch.aminmax(x, dim=0)[1],
+    "median": lambda x, gain: x + torch.median(x, 0)[0],
+    "quantile": lambda x, gain: x + torch.quantile(x, 0.5, dim=0),
+    "nanmean": lambda x, gain: x * torch.nanmean(x, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_works_unit_by_unit_is_exact(name: str) -> None:
+    torch.manual_seed(0)
+    model = Bottleneck(EXACT[name]).double().eval()
+    program = trace(model, (torch.randn(5, 4).double(),))
+    (group,) = find_groups(program)
+    assert (group.name, group.size, group.exact) == ("up", 8, True)
+    chosen = plan([group], {"up": torch.rand(8)}, sparsity=0.5)
+    x = torch.randn(5, 4).double()
+    small, masked = cut(model, chosen, program=program)(x), mask(model, chosen, program=program)(x)
+    torch.testing.assert_close(small, masked, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(masked, model(x))
+
+
+@pytest.mark.parametrize("take", [torch.var_mean, torch.std_mean])
+def test_what_is_recomputed_over_the_units_is_flagged(take: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    model = Bottleneck(lambda x, gain: x * take(x, -1, keepdim=True)[0]).double().eval()
+    assert [g.exact for g in find_groups(trace(model, (torch.randn(5, 4).double(),)))] in ([], [False])
