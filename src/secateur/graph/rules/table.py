@@ -115,6 +115,13 @@ _FAMILIES: dict[Rule, str] = {
         "alpha_dropout native_dropout zeros_like ones_like full_like empty_like real imag _conj conj"
     ),
     filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
+    # Those that torch does not tag as pointwise.
+    pointwise_rule: (
+        "masked_fill where prelu gelu hardswish hardsigmoid lerp addcmul addcdiv copy polar complex multiply divide "
+        "subtract negative absolute fix log_sigmoid greater less greater_equal less_equal not_equal isclose arctan "
+        "arcsin arccos arctan2 arctanh arcsinh arccosh floor_divide special_expit special_erf special_logit rsub "
+        "bernoulli rand_like randn_like __and__ __or__ __xor__ fake_quantize_per_tensor_affine"
+    ),
     made_rule: "arange linspace tril_indices triu_indices eye rand randn",
     recurrent_rule: "lstm gru rnn_tanh rnn_relu",
     pack_rule: "_pack_padded_sequence",
@@ -126,57 +133,6 @@ RULES: dict[str, Rule] = {f"aten.{name}": rule for rule, names in _FAMILIES.item
     name: partial(signature_rule, signature=signature) for name, signature in SIGNATURES.items()
 }
 
-# Pointwise operators that torch does not tag so.
-_POINTWISE = frozenset(
-    f"aten.{name}"
-    for name in [
-        "masked_fill",
-        "where",
-        "prelu",
-        "gelu",
-        "hardswish",
-        "hardsigmoid",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "copy",
-        "polar",
-        "complex",
-        "multiply",
-        "divide",
-        "subtract",
-        "negative",
-        "absolute",
-        "fix",
-        "log_sigmoid",
-        "greater",
-        "less",
-        "greater_equal",
-        "less_equal",
-        "not_equal",
-        "isclose",
-        "arctan",
-        "arcsin",
-        "arccos",
-        "arctan2",
-        "arctanh",
-        "arcsinh",
-        "arccosh",
-        "floor_divide",
-        "special_expit",
-        "special_erf",
-        "special_logit",
-        "rsub",
-        "bernoulli",
-        "rand_like",
-        "randn_like",
-        "__and__",
-        "__or__",
-        "__xor__",
-        "fake_quantize_per_tensor_affine",
-    ]
-)
-
 
 def rule_for(node: fx.Node) -> Rule | None:
     """The rule of `node`'s operator; None when there is none."""
@@ -184,4 +140,4 @@ def rule_for(node: fx.Node) -> Rule | None:
     if name in RULES:
         return RULES[name]
     is_tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
-    return pointwise_rule if is_tagged or name in _POINTWISE else None
+    return pointwise_rule if is_tagged else None
