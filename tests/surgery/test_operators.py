@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.graph.groups import find_groups
+from secateur.graph import infer
+from secateur.graph.groups import find_fixed, find_groups
+from secateur.graph.rules.table import rule_for
 from secateur.graph.trace import trace
+from secateur.graph.typing import operator_name
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import mask
 from secateur.surgery.plan import plan
@@ -25,6 +28,13 @@ class Bottleneck(nn.Module):
         return self.down(self.between(self.up(x), self.gain))
 
 
+def write_rows(x: Tensor, gain: Tensor) -> Tensor:
+    written = x.clone()
+    written[torch.tensor([0, 2])] = gain
+    written[torch.tensor([[1], [3]]), :] = (x[:2] * gain).unsqueeze(1)
+    return written
+
+
 EXACT: dict[str, Between] = {
     "multiply": torch.multiply,
     "divide": torch.divide,
@@ -35,6 +45,7 @@ EXACT: dict[str, Between] = {
     "aminmax": lambda x, gain: x * torch.aminmax(x, dim=0)[1],
     "median": lambda x, gain: x + torch.median(x, 0)[0],
     "quantile": lambda x, gain: x + torch.quantile(x, 0.5, dim=0),
+    "index_put": write_rows,
     "nanmean": lambda x, gain: x * torch.nanmean(x, 0),
 }
 
@@ -57,3 +68,15 @@ def test_what_works_unit_by_unit_is_exact(name: str) -> None:
 def test_what_is_recomputed_over_the_units_is_flagged(take: Callable[..., tuple[Tensor, Tensor]]) -> None:
     model = Bottleneck(lambda x, gain: x * take(x, -1, keepdim=True)[0]).double().eval()
     assert [g.exact for g in find_groups(trace(model, (torch.randn(5, 4).double(),)))] in ([], [False])
+
+
+def test_a_rule_that_breaks_costs_units_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(
+        infer, "rule_for", lambda node: broken if operator_name(node) == "aten.tanh" else rule_for(node)
+    )
+    program = trace(Bottleneck(lambda x, gain: x.tanh() * gain).eval(), (torch.randn(5, 4),))
+    assert find_groups(program) == ()
+    assert any("the rule of aten.tanh does not fit this call (no such thing)" in f.reason for f in find_fixed(program))

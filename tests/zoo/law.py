@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.graph.groups import Structure, structure
+from secateur.graph.infer import BROKEN
 from secateur.graph.trace import Program, kept_buffers, trace
 from secateur.measures.cost import measure
 from secateur.storage.saved_model import load_model, save_model
@@ -86,6 +87,8 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
     found = structure(program)
     verdict.structure_s = round(time.perf_counter() - started, 2)
     _describe(found, verdict)
+    broken = [f.reason for f in found.fixed if f.reason.startswith(BROKEN)]
+    assert not broken, broken[0]
     exact = [g for g in found.groups if g.exact]
     if not exact:
         raise AssertionError("no exact group")

@@ -15,6 +15,8 @@ from secateur.graph.typing import MOVES_ONLY, Types, Typing, operator_name, shap
 from secateur.graph.zeros import remark_not_zero
 from secateur.types import Fallback
 
+BROKEN = "the rule of"
+
 
 def infer(program: Program, fallback: Fallback = "error") -> Typing:
     """Type every dimension of every tensor in `program`.
@@ -66,9 +68,14 @@ def _call(typing: Typing, node: fx.Node) -> Types | list[Types]:
         return None
     rule = rule_for(node)
     known = len(typing.contractions), len(typing.remarks)
-    result = rule(typing, node) if rule else labelled_rule(typing, node)
+    try:
+        result = _checked(node, rule(typing, node) if rule else labelled_rule(typing, node), shapes)
+        reason = f"no rule for the operator {operator_name(node)}"
+    except Exception as error:
+        # A mistake of ours must cost units, not the user's day; the tests' law refuses such a reason.
+        result, reason = None, f"{BROKEN} {operator_name(node)} does not fit this call ({error})"
     typing.facts[node] = typing.contractions[known[0] :], typing.remarks[known[1] :]
-    return _unknown(typing, node, shapes) if result is None else _checked(node, result, shapes)
+    return _unknown(typing, node, shapes, reason) if result is None else result
 
 
 def _pass_positions(typing: Typing, node: fx.Node) -> None:
@@ -81,8 +88,7 @@ def _pass_positions(typing: Typing, node: fx.Node) -> None:
     typing.chosen[node] = typing.chosen[operand]
 
 
-def _unknown(typing: Typing, node: fx.Node, shapes: Any) -> Types | list[Types]:
-    reason = f"no rule for the operator {operator_name(node)}"
+def _unknown(typing: Typing, node: fx.Node, shapes: Any, reason: str) -> Types | list[Types]:
     for operand in tensor_operands(typing, node):
         typing.fix(typing.dims(operand), reason)
     return _fixed(shapes, reason)
@@ -96,6 +102,8 @@ def _fixed(shapes: Any, reason: str) -> Types | list[Types]:
 
 def _checked(node: fx.Node, result: Any, shapes: Any) -> Types | list[Types]:
     """A rule that gives other sizes than the program is our own mistake: find it here, not later."""
+    if result is None:
+        return None
     pairs = zip(result, shapes, strict=False) if isinstance(shapes, list) else [(result, shapes)]
     for types, shape in pairs:
         if isinstance(types, tuple) and tuple(d.size for d in types) != tuple(shape):
