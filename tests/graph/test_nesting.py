@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.criteria.rules import Magnitude
+from secateur.criteria.statistics import Statistics
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import mask
-from secateur.surgery.plan import plan
+from secateur.surgery.plan import Plan, plan
+from secateur.surgery.tensors import removed_marks, zero_marked
 from secateur.types import Group
 
 HEADS, WIDTH = 4, 6
@@ -130,3 +133,26 @@ def test_grouped_convolutions_keep_other_channels_in_each_group() -> None:
     assert {name: (g.rows, g.size) for name, g in found.items()} == {
         "0:channel_group": (1, 3), "0:channel": (3, 12), "3": (3, 18), "5": (3, 6),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Heads, Grouped])
+def test_the_score_of_a_unit_is_that_of_the_elements_that_go_with_it(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 7, 7) if kind is Grouped else torch.randn(2, 5, 8)
+    model = kind()
+    model(x)
+    groups = find_groups(trace(model.eval(), (x,)))
+    state = {name: tensor.detach().double() for name, tensor in model.named_parameters()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for group in groups:
+        scores = Magnitude(1)(group, Statistics(weights=state))
+        for unit in range(0, group.size, 5):
+            kept = torch.tensor([k for k in range(group.size) if k != unit])
+            marks = removed_marks([group], Plan({group.name: kept}, {group.name: group.size}), shapes)
+            gone = sum(
+                float((state[name] - zero_marked(state[name], [mark])).abs().sum())
+                for name, found in marks.items()
+                if name in state
+                for mark in found
+            )
+            assert float(scores[unit]) == pytest.approx(gone, rel=1e-9), (group.name, unit)
