@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks import CASES, built
+from networks import CASES, Case, built
 from secateur.errors import ArgumentError, NumericalError, TraceError
+from secateur.graph.copies import copy_of
 from secateur.graph.groups import find_fixed, find_groups, structure
 from secateur.graph.trace import trace
 from secateur.surgery.plan import plan
@@ -170,3 +171,38 @@ def test_names_of_groups_do_not_depend_on_what_is_ignored() -> None:
     program = trace(built(case), (case.inputs(2),))
     names = {g.name for g in find_groups(program)}
     assert {g.name for g in find_groups(program, ["norm"])} < names
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_a_model_on_the_meta_device_has_the_same_groups(case: Case) -> None:
+    model, args = built(case), (case.inputs(2),)
+    expected = structure(trace(model, args))
+    # `model.to("meta")` would untie what is tied.
+    empty = {id(p): nn.Parameter(p.detach().to("meta")) for p in model.parameters()}
+    empty |= {id(b): b.to("meta") for b in model.buffers()}
+    found = structure(trace(copy_of(model, empty), tuple(tensor.to("meta") for tensor in args)))
+    assert [(g.name, g.size, g.exact) for g in found.groups] == [(g.name, g.size, g.exact) for g in expected.groups]
+    assert found.fixed == expected.fixed
+
+
+def test_branches_on_values_are_for_the_capture_where_there_are_none() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_exporting() and bool((x > 0).all()):
+                x = -x
+            return self.down(self.up(x))
+
+    program = trace(Branching().to("meta"), (torch.zeros(2, 4, device="meta"),))
+    assert [g.name for g in find_groups(program)] == ["up"]
+
+
+def test_a_program_is_typed_once_and_ignoring_leaves_that_as_it_is() -> None:
+    program = trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.zeros(2, 4),))
+    whole = structure(program)
+    assert structure(program, ["0"]).groups == ()
+    assert structure(program) is whole
+    assert [g.name for g in whole.groups] == ["0"]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from networks import CASES, Case, built
 from secateur.errors import PlanError, SurgeryError
@@ -110,7 +111,7 @@ def test_a_size_that_is_written_as_a_number_fixes_what_it_counts() -> None:
 
 
 def test_a_wrong_cut_is_caught_by_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.surgery import cut as module
+    from secateur.surgery import tensors as module
 
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     program = trace(model, (torch.randn(2, 4),))
@@ -154,3 +155,36 @@ def test_requires_grad_and_memory_format_survive() -> None:
     small = cut(model, random_plan(find_groups(program), 0.5, seed=0), program=program)
     assert not small[2].weight.requires_grad and small[0].weight.requires_grad
     assert small[2].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Cloned(TorchDispatchMode):
+    """The sizes of all tensors that are cloned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.clone.default:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_without_verification_only_what_stays_is_copied_and_nothing_is_run() -> None:
+    model = nn.Sequential(nn.Linear(4, 60), nn.ReLU(), nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 2))
+    program = trace(model, (torch.randn(2, 4),))
+    chosen = random_plan(find_groups(program), 0.5, seed=0)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    with Cloned() as cloned:
+        small = cut(model, chosen, program=program, verify=False)
+    assert [p.shape for p in small.parameters()] == [(30, 4), (30,), (25, 30), (25,), (2, 25), (2,)]
+    assert cloned.sizes == [2], "the last bias is all that is copied as it is"
+
+
+def test_nothing_is_shared_with_the_original() -> None:
+    model = nn.LSTM(4, 6, batch_first=True)
+    program = trace(model, (torch.randn(2, 3, 4),))
+    for chosen in (Plan({}, {}), random_plan(find_groups(program), 0.5, seed=0)):
+        small = cut(model, chosen, program=program)
+        assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
+        assert {id(p) for p in small._flat_weights} == {id(p) for p in small.parameters()}

@@ -1,7 +1,7 @@
 """Copies of models, also of those that keep results of their last call."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -9,10 +9,14 @@ from torch import Tensor, nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_of(model: Model) -> Model:
+def copy_of(model: Model, instead: Mapping[int, Tensor] | None = None) -> Model:
     """A deep copy; tensors with a gradient's history, which cannot be deep-copied, lose it.
 
     The old hooks of `weight_norm` and `spectral_norm` keep the weight that they computed last.
+
+    Args:
+        model: what is copied.
+        instead: id of a tensor -> the tensor that stands for it in the copy.
 
     >>> layer = nn.Linear(1, 1)
     >>> layer.last = layer.weight * 2
@@ -20,7 +24,8 @@ def copy_of(model: Model) -> Model:
     False
     """
     computed = [t for module in model.modules() for t in _tensors(vars(module)) if not t.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    known = {id(tensor): tensor.detach().clone() for tensor in computed}
+    return copy.deepcopy(model, known | dict(instead or {}))
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:

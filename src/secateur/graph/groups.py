@@ -120,7 +120,28 @@ def find_fixed(program: Program, ignore: Ignored = (), *, fallback: Fallback = "
 
 
 def structure(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> Structure:
-    """Type `program` and read groups and fixed axes off the types."""
+    """Type `program` and read groups and fixed axes off the types; this is done once for a program."""
+    key = ("structure", fallback)
+    if key not in program.derived:
+        program.derived[key] = _structure(program, fallback)
+    whole: Structure = program.derived[key]
+    return _without(whole, ignore) if ignore else whole
+
+
+def _without(whole: Structure, ignore: Ignored) -> Structure:
+    """The structure in which all that is ignored stays."""
+    left = {g.name: g for g in whole.groups if any(is_ignored(s.parameter, ignore) for s in g.slices)}
+    fixed = [FixedAxis(s.parameter, s.dim, extent(s), IGNORED) for g in left.values() for s in g.slices]
+    return replace(
+        whole,
+        groups=tuple(g for g in whole.groups if g.name not in left),
+        fixed=(*whole.fixed, *fixed),
+        axis_groups={id_: name for id_, name in whole.axis_groups.items() if name not in left},
+        branches=tuple(b for b in whole.branches if not any(is_ignored(name, ignore) for name in b.parameters)),
+    )
+
+
+def _structure(program: Program, fallback: Fallback) -> Structure:
     typing = infer(program, fallback)
     outer = outer_axes(typing)
     known = look_up(typing, fallback)
@@ -142,16 +163,12 @@ def structure(program: Program, ignore: Ignored = (), *, fallback: Fallback = "e
     for family, group in zip(members, groups, strict=True):
         for id_, row in zip(family, _first_rows(family, outer), strict=True):
             places[id_] = Rows(group.name, row * group.width, _rows_of(id_, outer))
-    nested = [
+    nested = tuple(
         replace(group, nesting=_nesting_of(family, places, outer))
         for family, group in zip(members, groups, strict=True)
-    ]
-    left = {g.name for g in nested if any(is_ignored(s.parameter, ignore) for s in g.slices)}
-    fixed += [FixedAxis(s.parameter, s.dim, extent(s), IGNORED) for g in nested if g.name in left for s in g.slices]
-    free = tuple(g for g in nested if g.name not in left)
-    branches = [b for b in find_branches(program) if not any(is_ignored(name, ignore) for name in b.parameters)]
-    named_axes = {id_: place.outer for id_, place in places.items() if place.outer not in left}
-    return Structure(free, tuple(fixed), typing, named_axes, fallback, tuple(branches))
+    )
+    named_axes = {id_: place.outer for id_, place in places.items()}
+    return Structure(nested, tuple(fixed), typing, named_axes, fallback, tuple(find_branches(program)))
 
 
 def extent(s: Slice) -> int:

@@ -44,6 +44,7 @@ class Program:
         held: what else the graph refers to, by the target of the node: tensors that are no part of the
             model's state, and graphs within the graph. Empty for a recording.
         out_spec: how the leaves of the output are put together; None for a recording.
+        derived: what was worked out from the rest, kept for the next who asks.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Program:
     recorded: bool = False
     held: Mapping[str, Any] = field(default_factory=dict)
     out_spec: pytree.TreeSpec | None = None
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -94,7 +96,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
     check_finite_weights(model)
     recorder = SizeRecorder()
     with in_eval_mode(model):
-        _check_inputs_fit(model, args, kwargs)
+        # A model on the meta device has no values to run on; whether the inputs fit, the capture will say.
+        if not any(tensor.is_meta for tensor in named_state(model).values()):
+            _check_inputs_fit(model, args, kwargs)
         called = _called(model)
         hook = called.register_forward_pre_hook(recorder.note_inputs, prepend=True, with_kwargs=True)
         try:

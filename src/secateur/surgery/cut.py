@@ -17,7 +17,7 @@ from secateur.graph.copies import copy_of
 from secateur.graph.groups import Structure, structure
 from secateur.graph.settle import count
 from secateur.graph.sizes import Literal as Written
-from secateur.graph.trace import Program, canonical_names, named_state
+from secateur.graph.trace import Program, named_state
 from secateur.graph.typing import Remark
 from secateur.surgery.attributes import (
     REMEDY,
@@ -36,7 +36,7 @@ from secateur.surgery.depth import remove_branches
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.program import Places, doubled, program_module, size_classes
-from secateur.surgery.tensors import gather, removed_marks, replace_state
+from secateur.surgery.tensors import copy_without, removed_marks, replace_state
 from secateur.surgery.verify import Outputs, all_outputs, difference, disagreement, output_leaves, outputs
 from secateur.types import Fallback, Group, Note, Rewrite
 
@@ -82,7 +82,8 @@ def cut(
         program: from `trace(model, ...)`.
         verify: compare the cut model with the masked one on the example inputs, in float64 where the
             model allows it. Where groups are not exact, an independent computation of the cut network takes the
-            place of the masked one; where there is none, the cut model is only run.
+            place of the masked one; where there is none, the cut model is only run. Without, it is run only where
+            some size could not be followed to its source.
         fallback: what is done when no rewriting of attributes makes the forward pass fit; that which the groups of
             the plan were found with.
 
@@ -103,9 +104,8 @@ def cut_model(
         found = structure(program, fallback="graph")
     check_plan(plan, found.units)
     _check_program(model, program)
-    small = copy_of(model)
+    small = copy_without(model, removed_marks(found.groups, plan, program.shapes))
     release_heads(small)
-    _cut_tensors(small, found, plan)
     job = _Job(model, plan, program, found, verify)
     try:
         return _cut_module(job, small)
@@ -175,7 +175,10 @@ def _cut_module(job: _Job, small: nn.Module) -> CutModel:
     remove_branches(small, job.gone, job.model, job.program)
     replaced = tuple(Note(path, HEADWISE) for path in bind_heads(small))
     expected = _reference(job, small) if job.verify else None
-    rewrites += _rewrite_rest(small, demands(found, widths, with_source=False), job, expected)
+    wanted = demands(found, widths, with_source=False)
+    # Where every size was followed to its source, there is nothing that a run could find out.
+    if job.verify or wanted or job.gone:
+        rewrites += _rewrite_rest(small, wanted, job, expected)
     return CutModel(small, tuple(rewrites), expected is not None, replaced=replaced)
 
 
@@ -277,13 +280,6 @@ def _check_program(model: nn.Module, program: Program) -> None:
                 f"the program was traced from another model: it has {name!r} of shape {shape}, "
                 f"this model has {has}; trace this model"
             )
-
-
-def _cut_tensors(small: nn.Module, found: Structure, plan: Plan) -> None:
-    state, aliases = named_state(small), canonical_names(small)
-    shapes = {name: tuple(state[name].shape) for name in set(aliases.values())}
-    marks = removed_marks(found.groups, plan, shapes)
-    replace_state(small, {name: gather(state[name], gone) for name, gone in marks.items()})
 
 
 def _failure(small: nn.Module, job: _Job, expected: Outputs | None) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.copies import copy_of
 from secateur.graph.trace import canonical_names, named_state
 from secateur.surgery.plan import Plan
 from secateur.types import Group
@@ -73,10 +74,10 @@ def zero_marked(tensor: Tensor, marks: Iterable[Marked]) -> Tensor:
     >>> zero_marked(torch.ones(2, 3), [((1,), torch.tensor([True, False, True]))]).tolist()
     [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    copy = tensor.detach().clone()
+    zeroed = tensor.detach().clone()
     for dims, mark in marks:
-        copy.masked_fill_(_spread(mark, dims, tensor.ndim).to(tensor.device), 0)
-    return copy
+        zeroed.masked_fill_(_spread(mark, dims, tensor.ndim).to(tensor.device), 0)
+    return zeroed
 
 
 def gather(tensor: Tensor, marks: Iterable[Marked]) -> Tensor:
@@ -116,14 +117,33 @@ def _spread(table: Tensor, dims: tuple[int, ...], rank: int) -> Tensor:
     return table.reshape(shape)
 
 
+def copy_without(model: nn.Module, marks: Mapping[str, Iterable[Marked]]) -> nn.Module:
+    """A copy of `model` whose tensors lack what is marked (by canonical name); these are never copied whole.
+
+    >>> linear = nn.Linear(3, 2)
+    >>> small = copy_without(linear, {"weight": [((1,), torch.tensor([True, False, False]))]})
+    >>> small.weight.shape, linear.weight.shape
+    (torch.Size([2, 2]), torch.Size([2, 3]))
+    """
+    state = named_state(model)
+    fresh = {name: _like(state[name], gather(state[name], gone)) for name, gone in marks.items()}
+    small = copy_of(model, {id(state[name]): tensor for name, tensor in fresh.items()})
+    # A class that copies itself in its own way need not have heeded what was to stand for its tensors.
+    copied = named_state(small)
+    replace_state(small, {name: tensor for name, tensor in fresh.items() if copied[name] is not tensor})
+    return small
+
+
+def _like(old: Tensor, tensor: Tensor) -> Tensor:
+    return nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+
+
 def replace_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` (by canonical name) into `model`, under every name that shares them."""
+    if not tensors:
+        return
     state, aliases = named_state(model), canonical_names(model)
-    fresh: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        old = state[name]
-        is_parameter = isinstance(old, nn.Parameter)
-        fresh[name] = nn.Parameter(tensor, requires_grad=old.requires_grad) if is_parameter else tensor
+    fresh = {name: _like(state[name], tensor) for name, tensor in tensors.items()}
     for name, canonical in aliases.items():
         if canonical in fresh:
             owner, _, leaf = name.rpartition(".")
