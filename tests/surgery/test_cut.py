@@ -188,3 +188,12 @@ def test_nothing_is_shared_with_the_original() -> None:
         small = cut(model, chosen, program=program)
         assert not {p.data_ptr() for p in small.parameters()} & {p.data_ptr() for p in model.parameters()}
         assert {id(p) for p in small._flat_weights} == {id(p) for p in small.parameters()}
+
+
+def test_a_model_without_values_can_be_cut() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 3)).to("meta")
+    program = trace(model, (torch.zeros(2, 4, 8, 8, device="meta"),))
+    chosen = random_plan(find_groups(program), 0.5, seed=0)
+    small = cut(model, chosen, program=program, verify=False)
+    assert small(torch.zeros(2, 4, 8, 8, device="meta")).shape == (2, 2, 4, 4)
+    assert len(small[0].weight) < 6

@@ -92,12 +92,12 @@ def gather(tensor: Tensor, marks: Iterable[Marked]) -> Tensor:
     small = tensor.detach()
     # What differs from row to row first, while the rows are all there.
     for dims, mark in sorted(marks, key=lambda marked: -len(marked[0])):
-        kept = ~mark.to(tensor.device)
+        kept = ~mark
         if len(dims) == 1:
-            small = small.index_select(dims[0], kept.nonzero().flatten())
+            small = small.index_select(dims[0], kept.nonzero().flatten().to(tensor.device))
         else:
             columns = kept.nonzero()[:, 1].reshape(len(kept), -1)
-            index = _spread(columns, dims, tensor.ndim)
+            index = _spread(columns, dims, tensor.ndim).to(tensor.device)
             shape = list(small.shape)
             shape[dims[1]] = columns.shape[1]
             small = small.take_along_dim(index.expand(shape), dims[1])
