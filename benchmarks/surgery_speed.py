@@ -1,7 +1,7 @@
 """Time to find what can be cut, and to cut it: secateur beside torch-pruning, runs interleaved.
 
 pip install --target DIR --no-deps torch-pruning==1.6.1
-PYTHONPATH=DIR python benchmarks/surgery_speed.py --rounds 3 --limit_s 100 --models resnet152 swin_s --out benchmarks/surgery-speed
+PYTHONPATH=DIR python benchmarks/surgery_speed.py --rounds 3 --limit_s 100 --out benchmarks/surgery-speed
 """
 
 import argparse
