@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 import secateur as sc
-from secateur.errors import ArgumentError, SurgeryError
+from secateur.errors import ArgumentError, SavedModelError, SurgeryError
 from secateur.surgery import cut as cutting
 from secateur.surgery.cut import cut_model
 
@@ -166,6 +167,27 @@ def test_a_graph_is_cut_again(name: str) -> None:
     at_once = sc.cut(model, first.then(second), program=program, fallback="graph")
     fresh, named = inputs(3)
     same(smallest.model(*fresh, **named), at_once(*fresh, **named))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_saved_graph_comes_back(name: str, tmp_path: Path) -> None:
+    model, inputs = made(name)
+    args, kwargs = inputs(2)
+    program = sc.trace(model, args, kwargs)
+    first = random_plan(sc.find_groups(program, fallback="graph"), 0.3)
+    graph = sc.cut(model, first, program=program, fallback="graph")
+    again = sc.trace(graph, args, kwargs)
+    second = random_plan(sc.find_groups(again, fallback="graph"), 0.4, seed=2)
+    for small, whole in ((graph, first), (sc.cut(graph, second, program=again, fallback="graph"), first.then(second))):
+        sc.save(small, tmp_path, original=model, plan=whole)
+        torch.manual_seed(9)
+        loaded = sc.load(lambda: CASES[name][0]().eval(), tmp_path)
+        assert isinstance(loaded, fx.GraphModule) and list(loaded.state_dict()) == list(small.state_dict())
+        fresh, named = inputs(3)
+        same(loaded(*fresh, **named), small(*fresh, **named))
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), small.parameters(), strict=True))
+        with pytest.raises(SavedModelError, match=r"another architecture|factory gives"):
+            sc.load(lambda: nn.Linear(2, 2), tmp_path)
 
 
 def test_tied_parameters_stay_one() -> None:

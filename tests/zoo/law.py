@@ -97,7 +97,7 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
         _same_state(model, before)
         if number == 0:
             verdict.macs_left = round(_costs(small, chosen, program, args, kwargs), 3)
-            _saved(entry, model, small, chosen)
+            _saved(entry, model, small, chosen, entry.batches[0])
     _again(entry, small)
     if every_plan:
         _renormalised(entry, model, program, found, verdict)
@@ -186,10 +186,10 @@ def _costs(small: nn.Module, chosen: Plan, program: Program, args: Any, kwargs: 
     return measured.macs / max(Plan({}, {}).cost(program).macs, 1)
 
 
-def _saved(entry: Entry, model: nn.Module, small: nn.Module, chosen: Plan) -> None:
+def _saved(entry: Entry, model: nn.Module, small: nn.Module, chosen: Plan, batch: int) -> None:
     """What is saved and loaded computes the same; a plan survives JSON."""
     assert Plan.from_json(chosen.to_json()) == chosen, "the plan changed on its way through JSON"
-    fresh = entry.inputs(entry.batches[0])
+    fresh = entry.inputs(batch)
     with tempfile.TemporaryDirectory() as folder:
         save_model(small, folder, original=model, plan=chosen)
         loaded = load_model(lambda: prepared(entry), folder)
@@ -256,6 +256,7 @@ def _as_graph(entry: Entry, model: nn.Module, program: Program, verdict: Verdict
     with Narrowing() as watch:
         error = distance(tensors(done.model, args, kwargs), tensors(masked, args, kwargs))
     assert error <= tolerance(watch), f"the cut graph differs from the masked model by {error:.1e}"
+    _saved(entry, model, done.model, chosen, batch)
 
 
 def _travels(model: nn.Module, small: nn.Module, args: Any, kwargs: Any) -> None:

@@ -19,9 +19,11 @@ from secateur.graph.attention import bind_heads, release_heads
 from secateur.graph.sizes import held_sizes
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors
+from secateur.storage.saved_graph import describe_graph, rebuild_graph
 from secateur.surgery.attributes import apply
 from secateur.surgery.depth import remove_modules, removed_modules
 from secateur.surgery.plan import Plan
+from secateur.surgery.program import graph_inputs
 from secateur.surgery.tensors import replace_state
 from secateur.types import Rewrite
 
@@ -43,7 +45,7 @@ def save_model(
     The manifest is written last: a directory without one is not a saved model.
 
     Args:
-        model: the cut model.
+        model: the cut model, or the graph that took its place.
         directory: made if need be; files in it are replaced atomically.
         original: the dense model, of the same class; only its attributes are read.
         plan: the plan that was cut, for people and for replay.
@@ -52,17 +54,20 @@ def save_model(
     aliases = canonical_names(model)
     state = {name: _as_real(tensor) for name, tensor in named_state(model).items() if aliases[name] == name}
     folder = Path(directory)
+    inputs = graph_inputs(model)
+    changes = attribute_changes(original, model) if inputs is None else []
     (folder / MANIFEST).unlink(missing_ok=True)
     write_safetensors(folder / WEIGHTS, state)
     write_json(
         folder / MANIFEST,
         {
             "schema_version": SCHEMA_VERSION,
-            "model_type": _type_name(model),
+            "model_type": _type_name(model if inputs is None else original),
             "sha256": sha256_file(folder / WEIGHTS),
             "aliases": {name: canonical for name, canonical in aliases.items() if name != canonical},
-            "rewrites": [[r.module, r.attribute, r.after] for r in attribute_changes(original, model)],
-            "removed": removed_modules(model),
+            "rewrites": [[r.module, r.attribute, r.after] for r in changes],
+            "removed": removed_modules(model) if inputs is None else inputs.removed,
+            "graph": None if inputs is None else describe_graph(inputs),
             "plan": plan.to_json(),
             "torch_version": torch.__version__,
             "extra": dict(extra or {}),
@@ -72,6 +77,8 @@ def save_model(
 
 def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
     """Rebuild a saved model from the architecture that `factory` gives.
+
+    Where a graph was saved, the architecture is traced again, on zeros.
 
     Args:
         factory: returns the dense architecture; its weights do not matter.
@@ -89,6 +96,8 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     _check_architecture(model, manifest, tensors, folder)
     held = named_state(model)
     tensors = {name: _as_held(tensor, held[name]) for name, tensor in tensors.items()}
+    if manifest.get("graph") is not None:
+        return rebuild_graph(model, tensors, Plan.from_json(manifest["plan"]), manifest["graph"])
     apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
     bind_heads(model)

@@ -34,7 +34,7 @@ from secateur.surgery.attributes import (
 )
 from secateur.surgery.depth import remove_branches
 from secateur.surgery.mask import masked_tensors
-from secateur.surgery.plan import Plan, check_plan
+from secateur.surgery.plan import Plan, check_plan, kept_widths
 from secateur.surgery.program import Places, doubled, program_module, size_classes
 from secateur.surgery.tensors import copy_without, removed_marks, replace_state
 from secateur.surgery.verify import Outputs, all_outputs, difference, disagreement, output_leaves, outputs
@@ -129,7 +129,7 @@ class _Job:
     @property
     def widths(self) -> dict[str, int]:
         """Units kept in a row of each group that is cut."""
-        return {g.name: len(self.plan.keep[g.name]) // g.rows for g in self.touched}
+        return kept_widths(self.touched, self.plan)
 
     @property
     def kept(self) -> dict[int, int]:

@@ -205,6 +205,11 @@ def top_units(group: Group, scores: Scores, width: int) -> Tensor:
     return (best.sort(dim=1).values + offset).flatten()
 
 
+def kept_widths(groups: Sequence[Group], plan: Plan) -> dict[str, int]:
+    """Units that `plan` keeps in a row of each group that it names."""
+    return {group.name: len(plan.keep[group.name]) // group.rows for group in groups if group.name in plan.keep}
+
+
 def check_keep(name: str, kept: Tensor, size: int) -> None:
     """Refuse positions that are not ascending, in range and at least one; a single unit, a branch, may go."""
     if kept.ndim == 1 and len(kept) == 0 and size == 1:

@@ -18,18 +18,44 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ArgumentError, SurgeryError
-from secateur.graph.groups import Structure
+from secateur.graph.groups import Structure, structure
 from secateur.graph.settle import count, extent_dim
 from secateur.graph.sizes import OPERATIONS, STATE, Arithmetic, Attribute, Extent, Literal, Sized, Source, source_leaves
 from secateur.graph.trace import Program, input_nodes
 from secateur.graph.typing import Constant, operator_name
+from secateur.surgery.attributes import kept_units
+from secateur.surgery.depth import removed_modules
+from secateur.surgery.plan import Plan, check_plan, kept_widths
 
 Places = AbstractSet[tuple[int, int]]
 """Dimensions of the inputs: (leaf of the arguments, dimension of it)."""
 
 HELD = "_held"
+INPUTS = "secateur_inputs"
 ASSERTIONS = frozenset({"aten._assert_tensor_metadata"})
 CHECKED = (int, float, str, type(None))
+
+
+@dataclass(frozen=True, eq=False)
+class GraphInputs:
+    """What a cut graph is called with.
+
+    Attributes:
+        layout: of its arguments and keyword arguments.
+        leaves: of the arguments; tensors without values.
+        free: dimensions that may have any size.
+        removed: modules that earlier cuts took out of the model; see `removed_modules`.
+    """
+
+    layout: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    free: Places
+    removed: Mapping[str, Mapping[str, Any]]
+
+
+def graph_inputs(model: nn.Module) -> GraphInputs | None:
+    """What `model` is called with, if it is a cut graph."""
+    return model.meta.get(INPUTS) if isinstance(model, fx.GraphModule) else None
 
 
 @torch.fx.node.has_side_effect
@@ -111,6 +137,10 @@ def program_module(
     _hold(module, state, program)
     _hold_others(module, writer.held)
     module.graph = writer.graph
+    leaves = tuple(_outline(leaf) for leaf in pytree.tree_leaves((program.args, dict(program.kwargs))))
+    before = graph_inputs(program.model)
+    removed = removed_modules(program.model) if before is None else before.removed
+    module.meta[INPUTS] = GraphInputs(_layout(layout), leaves, frozenset(free), removed)
     module.train(state.training)
     return module
 
@@ -124,6 +154,22 @@ class _Layout(pytree.TreeSpec):
 
 def _layout(spec: pytree.TreeSpec) -> _Layout:
     return _Layout(spec.type, spec.context, spec.children())  # type: ignore[arg-type]
+
+
+def cut_program(program: Program, plan: Plan, state: nn.Module, *, free: Places = frozenset()) -> fx.GraphModule:
+    """The graph of `program` cut by `plan`; nothing is verified. See `program_module`.
+
+    Raises:
+        PlanError: the plan is for another model.
+        SurgeryError: the program gives no graph.
+    """
+    found = structure(program, fallback="graph")
+    check_plan(plan, found.groups)
+    return program_module(program, found, kept_units(found, kept_widths(found.groups, plan)), state, free=free)
+
+
+def _outline(leaf: Any) -> Any:
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") if isinstance(leaf, Tensor) else leaf
 
 
 def size_classes(program: Program) -> list[frozenset[tuple[int, int]]]:
