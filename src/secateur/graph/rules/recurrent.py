@@ -107,10 +107,10 @@ def _cell(
 def _final_state(typing: Typing, initial: Any, rows: tuple[DimType, ...]) -> Types:
     """Final hidden states, (layers x directions, batch, hidden); the initial one has the same shape."""
     initial_dims = typing.dims(initial)
-    # With an initial state that was not made of one value, every layer shares its axis.
-    if operator_name(initial) not in FILLED:
-        for row in rows:
-            typing.unify(initial_dims[-1], row)
+    # One value everywhere serves any layer; they are as wide as the first. Else every layer shares its axis.
+    is_filled = operator_name(initial) in FILLED
+    for row in rows[:1] if is_filled else rows:
+        typing.unify(initial_dims[-1], row)
     lead = tuple(Fixed(d.size, "a layer or sample") for d in initial_dims[:-1])
     if len(rows) == 1:
         return (*lead, rows[0])
