@@ -234,6 +234,12 @@ class SizeRecorder(TorchFunctionMode):
         _computed.reset(self._token)
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
+    def forget(self) -> None:
+        """What was noted so far was of an attempt that failed: it says nothing of the program."""
+        self.calls[:] = [()] * len(self.calls)
+        self.computed.clear()
+        self._made.clear()
+
     def note_inputs(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Know the tensors that the model is given and holds: a forward pre-hook of the whole model."""
         state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

@@ -109,7 +109,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
                 torch.fx.traceback.preserve_node_meta(),
                 recorder,
             ):
-                captured, recorded = _capture(called, args, kwargs)
+                captured, recorded = _capture(called, args, kwargs, recorder)
         finally:
             hook.remove()
     # What only a shape was read off must not bind types.
@@ -272,7 +272,9 @@ def _is_needed(node: fx.Node) -> bool:
     return is_read or node.is_impure() or not isinstance(node.meta.get("val"), Tensor | tuple | list)
 
 
-def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple["Recording", bool]:
+def _capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], recorder: SizeRecorder
+) -> tuple["Recording", bool]:
     """The program by export, or where that fails by recording; and whether it was recorded."""
     # The recorder stands on this module's functions.
     from secateur.graph.record import Recording, record
@@ -280,6 +282,7 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     try:
         exported = _export(model, args, kwargs)
     except Exception as refusal:
+        recorder.forget()
         try:
             return record(model, args, kwargs), True
         except Exception as failure:
