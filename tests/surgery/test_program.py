@@ -234,7 +234,7 @@ class Halved(nn.Module):
 @pytest.mark.parametrize(
     ("build", "shape", "group", "words"),
     [
-        (CASES["torchs"][0], (2, 5, 5), "attention:head", "'attention', operator aten.unfl"),
+        (CASES["torchs"][0], (2, 5, 5), "attention:head", "'attention', operator aten.view.default: .* 4"),
         (CASES["torchs"][0], (2, 5, 5), "attention:head_dim", "'attention', operator aten."),
         (Halved, (2, 4), "right", "'', operator aten.view.default: .*size 12, .*attributes width gives"),
         (CASES["written"][0], (2, 5, 8), "query:head", "'', operator aten.view.default: .* the number 4"),
