@@ -140,3 +140,44 @@ def test_a_model_that_keeps_results_of_a_call_can_be_cut() -> None:
     groups = sc.find_groups(program)
     plan = sc.plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
     assert sc.cut(model, plan, program=program)(torch.randn(4, 3)).shape == (4, 2)
+
+
+class Asserting(nn.Module):
+    """Looks at sizes before it goes on."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.width = kind, 6
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.a(x).tanh(), self.b(x).tanh()
+        if self.kind == "attribute" and y.shape[-1] != self.width:
+            raise AssertionError("y has another width")
+        if self.kind == "shape" and y.shape != z.shape:
+            raise AssertionError("y and z differ")
+        if self.kind == "number" and y.size(-1) == 6:
+            y = 2 * y
+        return self.c(torch.cat([y, z], dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        ("nothing", [("a", 6), ("b", 6)]),
+        ("attribute", [("a", 6), ("b", 6)]),
+        ("shape", [("a", 12)]),
+        ("number", [("b", 6)]),
+    ],
+)
+def test_sizes_that_are_compared_stay_equal(kind: str, groups: list[tuple[str, int]]) -> None:
+    torch.manual_seed(0)
+    model = Asserting(kind).double()
+    program = sc.trace(model, (torch.randn(2, 3).double(),))
+    found = sc.find_groups(program)
+    assert [(g.name, g.size) for g in found] == groups
+    plan = sc.plan(found, {g.name: torch.rand(g.size) for g in found}, sparsity={found[0].name: 0.5})
+    small = sc.cut(model, plan, program=program)
+    x = torch.randn(5, 3).double()
+    torch.testing.assert_close(small(x), sc.mask(model, plan, program=program)(x))
+    assert small.width == (3 if kind == "attribute" else 6)

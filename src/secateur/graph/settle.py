@@ -31,16 +31,18 @@ def settle(typing: Typing, fallback: Fallback = "error") -> None:
     if fallback == "graph":
         settle_families(typing)
         return
+    _keep_comparisons(typing)
     for constant in typing.constants:
         if isinstance(constant.source, Literal):
             typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
-    typing.families += _counted_alike(typing.constants) + _read_off_shapes(typing)
+    typing.families += _counted_alike(typing.constants + typing.agreements) + _read_off_shapes(typing)
     settle_families(typing)
     _try_every_axis(typing)
     settle_families(typing)
 
 
 _WRITTEN = "the forward pass gives {} its size as a number, not from an attribute or a shape"
+_COMPARED = "the forward pass compares its size with a number"
 _UNFOLLOWED = "no attribute of the model makes {} follow it"
 
 
@@ -83,6 +85,29 @@ def _remark_computed(typing: Typing) -> None:
             dim = extent_dim(typing, leaf)
         if dim is not None and any(leaves(typing.unifier.resolve(dim))):
             typing.remark(dim, "the forward pass computes with its size", "python")
+
+
+def _keep_comparisons(typing: Typing) -> None:
+    """Sizes that the forward pass compared and found equal stay so: they end an assertion or choose a branch."""
+    for pair in typing.program.sizes.compared:
+        extents = [source for source in pair if isinstance(source, Extent)]
+        dims = [dim for extent in extents if (dim := extent_dim(typing, extent)) is not None]
+        if any(isinstance(source, Literal) for source in pair):
+            # Nothing comes and goes in a dimension of one position or none.
+            if pair[0].value > 1:
+                typing.fix([*dims, *_counted_by(typing, pair)], _COMPARED)
+        elif len(dims) == 2:
+            typing.families.append(tuple(dims))
+        elif len(extents) == len(dims) == 1:
+            (source,) = (source for source in pair if source is not extents[0])
+            place = (extents[0].call or 0, extents[0].place)
+            typing.agreements.append(Constant(typing.program.sizes.makers[place], "", None, dims[0], 1, source))
+
+
+def _counted_by(typing: Typing, pair: Sequence[Source]) -> list[DimType]:
+    """Dimensions whose sizes come from an attribute that is compared with a number."""
+    attributes = {leaf for source in pair for leaf in source_leaves(source) if isinstance(leaf, Attribute)}
+    return [c.dim for c in typing.constants if c.source is not None and attributes & set(source_leaves(c.source))]
 
 
 def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:
@@ -235,7 +260,8 @@ class Equations:
 
 def equations(typing: Typing) -> Equations:
     """The equations of a typed program, indexed by axis and by attribute."""
-    constants = tuple(c for c in typing.constants if c.source is not None and not isinstance(c.source, Literal))
+    noted = [*typing.constants, *typing.agreements]
+    constants = tuple(c for c in noted if c.source is not None and not isinstance(c.source, Literal))
     dims = tuple(typing.unifier.resolve(c.dim) for c in constants)
     axes: dict[int, Axis] = {}
     touching: dict[int, list[int]] = defaultdict(list)

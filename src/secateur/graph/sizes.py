@@ -156,6 +156,7 @@ def source_of(value: int) -> Source:
 
 
 _computed: ContextVar[list[Source] | None] = ContextVar("_computed", default=None)
+_compared: ContextVar[list[tuple[Source, Source]] | None] = ContextVar("_compared", default=None)
 
 
 def _leaving(name: str) -> Callable[..., Any]:
@@ -193,6 +194,24 @@ for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%"
     setattr(Sized, f"__r{_name}__", _arithmetic(f"__r{_name}__", _symbol, swapped=True))
 
 
+def _comparing(name: str) -> Callable[[Sized, Any], Any]:
+    """A comparison: where it finds two sizes equal, the forward pass may count on that."""
+    plain = getattr(int, name)
+
+    def method(self: Sized, other: Any) -> Any:
+        noted = _compared.get()
+        if noted is not None and type(other) in (int, Sized) and int(self) == int(other):
+            noted.append((self.source, source_of(other)))
+        return plain(self, other)
+
+    return method
+
+
+for _name in ("eq", "ne"):
+    setattr(Sized, f"__{_name}__", _comparing(f"__{_name}__"))
+Sized.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
 class SizeRecorder(TorchFunctionMode):
     """Hands out shapes that remember their tensors, and notes the integers of every call.
 
@@ -203,6 +222,7 @@ class SizeRecorder(TorchFunctionMode):
         super().__init__()
         self.calls: list[tuple[Source, ...]] = []
         self.computed: list[Source] = []
+        self.compared: list[tuple[Source, Source]] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
 
     def __torch_function__(
@@ -216,8 +236,13 @@ class SizeRecorder(TorchFunctionMode):
             return func(*args, **kwargs)
         call = len(self.calls)
         self.calls.append(tuple(source_of(leaf) for leaf in _integers((args, kwargs))))
-        with torch.fx.traceback.annotate({KEY: call}):
-            result = func(*args, **kwargs)
+        # What torch compares inside is its own affair.
+        token = _compared.set(None)
+        try:
+            with torch.fx.traceback.annotate({KEY: call}):
+                result = func(*args, **kwargs)
+        finally:
+            _compared.reset(token)
         for place, leaf in enumerate(pytree.tree_leaves(result)):
             if isinstance(leaf, Tensor):
                 self._made[id(leaf)] = (weakref.ref(leaf), call, place)
@@ -225,13 +250,14 @@ class SizeRecorder(TorchFunctionMode):
 
     def __enter__(self) -> "SizeRecorder":
         """Begin to note."""
-        self._token = _computed.set(self.computed)
+        self._tokens = _computed.set(self.computed), _compared.set(self.compared)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """End it."""
-        _computed.reset(self._token)
+        _computed.reset(self._tokens[0])
+        _compared.reset(self._tokens[1])
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
@@ -383,6 +409,7 @@ class Sizes:
         calls: sources of the integers in every call, whether or not it made a node.
         nodes: call -> the nodes it made.
         computed: integers that became real numbers, such as `x.shape[-1] ** -0.5`.
+        compared: pairs that the forward pass compared and found equal, as in `assert x.shape[1] == self.width`.
     """
 
     of_node: Mapping[fx.Node, tuple[Source, ...]] = field(default_factory=dict)
@@ -390,6 +417,7 @@ class Sizes:
     calls: Sequence[tuple[Source, ...]] = ()
     nodes: Mapping[int, Sequence[fx.Node]] = field(default_factory=dict)
     computed: Sequence[Source] = ()
+    compared: Sequence[tuple[Source, Source]] = ()
 
     def source(self, node: fx.Node, values: Sequence[int], index: int) -> Source | None:
         """The source of `values[index]` in the call of `node`; None if there is no such record.
@@ -456,7 +484,7 @@ def read_sizes(
         is_item = node.target is operator.getitem
         makers[call, node.args[1] if is_item else 0] = node
         node.args, node.kwargs = pytree.tree_map(_plain, (node.args, node.kwargs))
-    return Sizes(of_node, makers, recorder.calls, nodes, recorder.computed)
+    return Sizes(of_node, makers, recorder.calls, nodes, recorder.computed, list(dict.fromkeys(recorder.compared)))
 
 
 def _plain(value: Any) -> Any:

@@ -114,6 +114,7 @@ class Typing:
     minimums: list[tuple[DimType, int]] = field(default_factory=list)
     mac_terms: list[MacTerm] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
+    agreements: list[Constant] = field(default_factory=list)
 
     def dims(self, value: Any) -> Dims:
         """The types of a tensor argument, one for each dimension."""
