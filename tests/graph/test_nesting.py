@@ -156,3 +156,37 @@ def test_the_score_of_a_unit_is_that_of_the_elements_that_go_with_it(kind: type[
                 for mark in found
             )
             assert float(scores[unit]) == pytest.approx(gone, rel=1e-9), (group.name, unit)
+
+
+class Viewed(nn.Module):
+    """Attention that reshapes its heads back to the width that it read off its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out, self.head = (
+            nn.Linear(5, 12),
+            nn.Linear(12, 36),
+            nn.Linear(12, 12),
+            nn.Linear(12, 4),
+        )
+        self.heads, self.width = 3, 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.head(x + self.out(mixed.transpose(1, 2).reshape(b, n, c)))
+
+
+def test_a_stream_is_as_wide_as_the_heads_that_go_back_to_it() -> None:
+    model = Viewed().double().eval()
+    program = trace(model, (torch.randn(2, 6, 5).double(),))
+    groups = find_groups(program)
+    # One row of heads for the attention, one for the stream: equally many, not the same ones.
+    assert sorted((g.size, g.rows, g.exact) for g in groups) == [(6, 2, True), (24, 6, True)]
+    chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.4)
+    small = cut(model, chosen, program=program)
+    assert (small.heads, small.width, small.stem.out_features) == (2, 3, 6)
+    x = torch.randn(3, 6, 5).double()
+    torch.testing.assert_close(small(x), mask(model, chosen, program=program)(x), rtol=1e-9, atol=1e-12)
