@@ -181,3 +181,20 @@ def test_sizes_that_are_compared_stay_equal(kind: str, groups: list[tuple[str, i
     x = torch.randn(5, 3).double()
     torch.testing.assert_close(small(x), sc.mask(model, plan, program=program)(x))
     assert small.width == (3 if kind == "attribute" else 6)
+
+
+class Padded(nn.Module):
+    """Queries and keys that are padded in time before they meet."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.value = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(5, 4), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (functional.pad(f(x), (0, 0, 1, 1), value=self.value) for f in (self.q, self.k))
+        return q.flip(1) @ k.movedim(1, 2) @ functional.pad(self.v(x), (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize(("value", "exact"), [(0.0, True), (1.0, False)])
+def test_padding_with_another_value_than_zero_is_summed(value: float, exact: bool) -> None:
+    assert _group_of(Padded(value).double(), torch.randn(2, 3, 5).double(), "q").exact is exact

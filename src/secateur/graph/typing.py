@@ -189,35 +189,17 @@ class Typing:
         return (*types.dims[:-1], types.rows[0])
 
 
-MOVES_ONLY = frozenset(
-    f"aten.{name}"
-    for name in [
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-        "to",
-        "_to_copy",
-        "select",
-        "slice",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "unflatten",
-        "movedim",
-        "split",
-        "chunk",
-        "unbind",
-        "swapaxes",
-        "lift_fresh_copy",
-    ]
-) | {"getitem"}
+# Operators whose result holds elements of their first operand and no others.
+_MOVES_ONLY = """
+    view reshape permute transpose t expand contiguous clone alias detach to _to_copy select slice squeeze unsqueeze
+    flatten unflatten movedim split chunk unbind swapaxes lift_fresh_copy
+    view_as reshape_as expand_as broadcast_to _unsafe_view moveaxis swapdims mT mH adjoint matrix_H numpy_T ravel
+    atleast_1d atleast_2d atleast_3d narrow diagonal unfold tensor_split hsplit vsplit dsplit
+    split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes
+    flip fliplr flipud roll rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    repeat tile repeat_interleave
+"""
+MOVES_ONLY = frozenset(f"aten.{name}" for name in _MOVES_ONLY.split()) | {"getitem"}
 
 
 def operator_name(node: fx.Node) -> str:

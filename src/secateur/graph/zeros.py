@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 
 from secateur.graph.axes import leaves
+from secateur.graph.rules.labelled import MOVERS
 from secateur.graph.typing import MOVES_ONLY, Typing, arguments, operator_name
 
 NOT_ZERO = "its units are not zero where they are summed, even when the weights that make them are"
@@ -84,6 +85,17 @@ def _joined(zeros: Zeros, node: fx.Node, axis: int) -> bool:
     return all(zeros.at(part, axis) for part in node.args[0] if zeros.holds(part, axis))  # type: ignore[union-attr]
 
 
+def _moved(zeros: Zeros, node: fx.Node, axis: int) -> bool:
+    """Elements of the operands, and zeros."""
+    holders = [operand for operand in _tensors(node.args) if zeros.holds(operand, axis)]
+    return bool(holders) and all(zeros.at(operand, axis) for operand in holders)
+
+
+def _padded(zeros: Zeros, node: fx.Node, axis: int) -> bool:
+    """Zeros beside zeros; an axis of the padding alone is zero too."""
+    return not arguments(node).get("value") and (_first(zeros, node, axis) or not zeros.holds(node.args[0], axis))
+
+
 def _weighted(zeros: Zeros, node: fx.Node, axis: int) -> bool:
     """Weight and bias make the unit; with neither the input would have to."""
     named = arguments(node)
@@ -140,17 +152,17 @@ _NAMES: dict[Callable[[Zeros, fx.Node, int], bool], str] = {
     _first: (
         "relu relu6 leaky_relu gelu silu mish elu selu celu tanh sin tan asin atan sinh erf abs neg sqrt square "
         "sign hardswish hardshrink softshrink threshold prelu expm1 log1p round floor ceil trunc dropout "
-        "feature_dropout alpha_dropout native_dropout div sum mean norm cumsum flip roll im2col col2im "
-        "repeat repeat_interleave index index_select gather pad constant_pad_nd max_pool1d max_pool2d max_pool3d "
+        "feature_dropout alpha_dropout native_dropout div sum mean norm cumsum col2im "
+        "index index_select gather max_pool1d max_pool2d max_pool3d "
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
-        "upsample_bilinear2d upsample_bicubic2d view_as_real view_as_complex real imag _conj conj type_as broadcast_to "
-        "expand_as view_as reshape_as swapaxes numpy_T mT split_with_sizes pixel_shuffle pixel_unshuffle "
-        "channel_shuffle glu max min amax amin fft_fft fft_ifft fft_rfft fft_irfft triu tril"
+        "upsample_bilinear2d upsample_bicubic2d view_as_real view_as_complex real imag _conj conj type_as "
+        "glu max min amax amin fft_fft fft_ifft fft_rfft fft_irfft"
     ),
     _any: "mul matmul mm bmm mv dot einsum bilinear",
     _all: "add sub",
     _joined: "cat concat stack",
+    _padded: "pad constant_pad_nd",
     _weighted: (
         "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm instance_norm "
         "layer_norm group_norm"
@@ -159,10 +171,11 @@ _NAMES: dict[Callable[[Zeros, fx.Node, int], bool], str] = {
     _clamped: "clamp hardtanh",
     _filled: "masked_fill",
     _recurrent: "lstm gru rnn_tanh rnn_relu",
-    _always: "zeros new_zeros zeros_like",
+    _always: "zeros new_zeros zeros_like zero",
 }
 
 _RULES = {f"aten.{name}": rule for rule, names in _NAMES.items() for name in names.split()} | {
+    **dict.fromkeys(MOVERS, _moved),
     **dict.fromkeys(MOVES_ONLY, _first),
     **dict.fromkeys(("aten.embedding", "aten.embedding_bag"), _first),
     "aten.scaled_dot_product_attention": lambda zeros, node, axis: zeros.at(arguments(node)["value"], axis),

@@ -21,13 +21,13 @@ from secateur.graph.typing import Types, Typing, arguments, operator_name, shape
 
 # `as_strided` is not among them: what it reads depends on the memory of its operand.
 _MOVERS = """
-    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col col2im unfold
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col unfold
     roll flip fliplr flipud rot90 movedim moveaxis swapaxes swapdims mT mH adjoint matrix_H numpy_T
     narrow diagonal diag_embed diag tril triu repeat_interleave tile ravel atleast_1d atleast_2d atleast_3d
     hstack vstack dstack row_stack column_stack block_diag meshgrid cartesian_prod broadcast_tensors
     tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk unsafe_split_with_sizes
     select_scatter slice_scatter diagonal_scatter take take_along_dim
-    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+    reflection_pad1d reflection_pad2d reflection_pad3d
     replication_pad1d replication_pad2d replication_pad3d
     narrow_copy diagonal_copy unfold_copy permute_copy transpose_copy t_copy view_copy expand_copy squeeze_copy
     unsqueeze_copy select_copy slice_copy split_copy split_with_sizes_copy unbind_copy alias_copy detach_copy

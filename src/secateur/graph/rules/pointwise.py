@@ -28,6 +28,12 @@ def pointwise_rule(typing: Typing, node: fx.Node) -> Dims | None:
     return tuple(result)
 
 
+def outer_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Each element of one vector times each of another."""
+    named = arguments(node)
+    return (*typing.dims(named["self"]), *typing.dims(named["vec2"]))
+
+
 def glu_rule(typing: Typing, node: fx.Node) -> Dims:
     """One half of a dimension times the sigmoid of the other: the halves are cut alike."""
     named = arguments(node)

@@ -48,7 +48,7 @@ from secateur.graph.rules.normalisation import (
     topk_rule,
     weight_norm_rule,
 )
-from secateur.graph.rules.pointwise import filled_rule, glu_rule, made_rule, pointwise_rule, same_rule
+from secateur.graph.rules.pointwise import filled_rule, glu_rule, made_rule, outer_rule, pointwise_rule, same_rule
 from secateur.graph.rules.recurrent import pack_rule, recurrent_cell_rule, recurrent_rule, unpack_rule
 from secateur.graph.rules.scattering import index_add_rule, index_put_rule
 from secateur.graph.rules.spectra import fourier_rule, parts_rule
@@ -112,7 +112,8 @@ _FAMILIES: dict[Rule, str] = {
     one_hot_rule: "one_hot",
     same_rule: (
         "contiguous clone alias detach to _to_copy type_as lift_fresh_copy dropout feature_dropout "
-        "alpha_dropout native_dropout zeros_like ones_like full_like empty_like real imag _conj conj"
+        "alpha_dropout native_dropout zeros_like ones_like full_like empty_like real imag _conj conj "
+        "fill zero"
     ),
     filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
     # Those that torch does not tag as pointwise.
@@ -122,6 +123,7 @@ _FAMILIES: dict[Rule, str] = {
         "arcsin arccos arctan2 arctanh arcsinh arccosh floor_divide special_expit special_erf special_logit rsub "
         "bernoulli rand_like randn_like __and__ __or__ __xor__ fake_quantize_per_tensor_affine"
     ),
+    outer_rule: "outer ger",
     made_rule: "arange linspace tril_indices triu_indices eye rand randn",
     recurrent_rule: "lstm gru rnn_tanh rnn_relu",
     pack_rule: "_pack_padded_sequence",
