@@ -1,7 +1,8 @@
 """Types read off labels: by name for a table of operators, and by deletion for random calls of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -288,14 +289,30 @@ class Widening(nn.Module):
         return result
 
 
+class Chosen(nn.Module):
+    """One channel scales all others."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.first, self.last, self.index = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), (index,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        gate = y[:, 2] if self.index == (2,) else y[:, -2]
+        result: Tensor = self.last(y * gate.unsqueeze(1))
+        return result
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
         (Upscaler, {"first": 8, "wide": 8, "middle:channel_group": 2, "middle:channel": 6}),
+        (partial(Chosen, 2), {"first": 5}),
+        (partial(Chosen, -2), {"first": 6}),
         (Widening, {"first": 8, "inner:channel": 3, "inner:channel#2": 5}),
     ],
 )
-def test_networks_cut_as_they_mask(build: type[nn.Module], expected: dict[str, int]) -> None:
+def test_networks_cut_as_they_mask(build: Callable[[], nn.Module], expected: dict[str, int]) -> None:
     torch.manual_seed(0)
     model = build().double().eval()
     program = trace(model, (torch.randn(2, 3, 6, 6, dtype=torch.float64),))

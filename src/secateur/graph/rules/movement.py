@@ -230,14 +230,22 @@ def unbind_rule(typing: Typing, node: fx.Node) -> list[Types]:
 
 
 def select_rule(typing: Typing, node: fx.Node) -> Dims:
-    """select: one index of a dimension, which therefore stays."""
+    """select: one index of a dimension stays, and what an index that does not follow counts."""
     named = arguments(node)
     value = typing.values.get(named["self"])
     if isinstance(value, RowDims) and named["dim"] == 0:
         return (*value.dims[1:-1], value.rows[named["index"]])
-    dims = typing.dims(named["self"])
-    typing.fix([dims[named["dim"]]], CHOSEN)
-    return tuple(d for k, d in enumerate(dims) if k != named["dim"] % len(dims))
+    dims = list(typing.dims(named["self"]))
+    chosen, index = dims.pop(named["dim"]), named["index"]
+    if type(index) is not int or typing.program.sizes.source(node, [index], 0) is None:
+        typing.fix([chosen], CHOSEN)
+        return tuple(dims)
+    start = index % chosen.size
+    before, after = typing.fresh((start, chosen.size - start - 1))
+    typing.unify(chosen, Concat((before, Fixed(1, CHOSEN), after)))
+    typing.constant(node, before, "index")
+    typing.constant(node, Concat((Fixed(1), after)), "index", sign=-1)
+    return tuple(dims)
 
 
 def slice_rule(typing: Typing, node: fx.Node) -> Dims:
