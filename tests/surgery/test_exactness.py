@@ -198,3 +198,31 @@ class Padded(nn.Module):
 @pytest.mark.parametrize(("value", "exact"), [(0.0, True), (1.0, False)])
 def test_padding_with_another_value_than_zero_is_summed(value: float, exact: bool) -> None:
     assert _group_of(Padded(value).double(), torch.randn(2, 3, 5).double(), "q").exact is exact
+
+
+class Plain(nn.Module):
+    """Two convolutions and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).relu()).relu().sum((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_number_type_and_memory_layout_stay(kind: torch.dtype, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = Plain().to(kind).to(memory_format=layout)
+    program = sc.trace(model, (torch.randn(2, 3, 8, 8, dtype=kind),))
+    groups = sc.find_groups(program)
+    plan = sc.plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
+    small = sc.cut(model, plan, program=program)
+    assert {p.dtype for p in small.parameters()} == {kind}
+    assert small.b.weight.shape == (3, 4, 3, 3)
+    assert small.b.weight.is_contiguous(memory_format=layout)
+    x = torch.randn(2, 3, 8, 8, dtype=kind).double()
+    got, expected = small.double()(x), sc.mask(model, plan, program=program).double()(x)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

@@ -232,4 +232,5 @@ class Functional(nn.Module):
         x = functional.conv2d(x, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups)
         x = functional.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.1, n.eps)
         x = functional.adaptive_max_pool2d(functional.mish(x), 3).reshape(-1, self.conv.out_channels * 9)
-        return functional.linear(functional.linear(x, self.fc1.weight, self.fc1.bias).relu(), self.fc2.weight)
+        x = functional.linear(x, self.fc1.weight, self.fc1.bias).relu()
+        return functional.linear(x, self.fc2.weight, self.fc2.bias)
