@@ -252,6 +252,32 @@ def test_without_a_fallback_the_error_names_place_and_remedy(
     assert cut_model(model, chosen, program=program, fallback="graph").way == "graph"
 
 
+class Compared(nn.Module):
+    """Sizes that are compared: cut alone, the module would silently take the other branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.down = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.other = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.left(x).relu(), self.right(x).relu()
+        is_even = left.shape[-1] == right.shape[-1]
+        return self.down(left) + (self.other(right) if is_even else self.other(right) * 2)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_module_that_would_take_another_branch_becomes_a_graph(verify: bool) -> None:
+    torch.manual_seed(0)
+    model = Compared().eval()
+    x = torch.randn(2, 4)
+    program = sc.trace(model, (x,))
+    chosen = sc.Plan({"left": torch.tensor([0, 2, 3])}, {"left": 6})
+    done = cut_model(model, chosen, program=program, fallback="graph", verify=verify)
+    assert done.way == "graph"
+    same(done.model(x), sc.mask(model, chosen, program=program, fallback="graph")(x))
+
+
 def test_other_shapes_and_values_than_those_proven_are_refused() -> None:
     model, inputs = made("written")
     args, kwargs = inputs(2)

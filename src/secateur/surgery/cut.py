@@ -184,6 +184,8 @@ def _cut_module(job: _Job, small: nn.Module) -> CutModel:
 
 def _check_followable(job: _Job) -> None:
     """Refuse what only a graph can do: the groups were found for one."""
+    if not job.verify:
+        _check_known_to_follow(job)
     resolve, kept = job.found.typing.unifier.resolve, job.kept
     for constant in job.found.typing.constants:
         after = count(resolve(constant.dim), kept)
@@ -198,6 +200,15 @@ def _check_followable(job: _Job) -> None:
             nodes = [node for node, (_, remarks) in job.found.typing.facts.items() if remark in remarks]
             where = "".join(f"module {next(iter(module_stack(n)), '')!r}, operator {n.target}: " for n in nodes)
             raise SurgeryError(f"{where}removal is not exact in the model itself: {remark.text}; {REMEDY}")
+
+
+def _check_known_to_follow(job: _Job) -> None:
+    """Unverified, a module is trusted only with groups that it has by itself: what ties more together was not asked."""
+    own = {group.name: group for group in structure(job.program).groups}
+    for group in job.touched:
+        other = own.get(group.name)
+        if other is None or (other.size, other.rows, other.exact) != (group.size, group.rows, group.exact):
+            raise SurgeryError(f"the model itself does not have the group {group.name!r} like this; {REMEDY}")
 
 
 def _reference(job: _Job, small: nn.Module) -> Outputs | None:
