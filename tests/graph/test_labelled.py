@@ -84,6 +84,7 @@ EXPECTED: list[tuple[Any, list[Any], str]] = [
     (ATEN.im2col.default, [IMAGE, [3, 3], [1, 1], [1, 1], [1, 1]], "a2 b8 6 5 -> a2 b8x9 30"),
     (ATEN.unfold.default, [(4, 8), 1, 4, 4], "a4 b2x4 -> a4 b2 4"),
     (ATEN.unfold.default, [(4, 8), 1, 4, 2], "a4 8 -> a4 3 4"),
+    (ATEN.unfold.default, [(4, 9), 1, 2, 3], "a4 9 -> a4 3 2"),
     (ATEN.rot90.default, [(4, 3, 5), 1, [1, 2]], "a4 b3 5 -> a4 5 b3"),
     (ATEN.movedim.int, [IMAGE, 1, -1], "a2 b8 c6 d5 -> a2 c6 d5 b8"),
     (ATEN.narrow.default, [(9, 4), 0, 2, 3], "a2|b3|c4 d4 -> b3 d4; start=a2; length=b3"),
