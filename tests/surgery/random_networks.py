@@ -194,6 +194,26 @@ class Matrix(nn.Module):
         return torch.einsum("ntd,de->nte", x, self.matrix)
 
 
+class Einsum(nn.Module):
+    """Sums in the spellings that `Matrix` does not have: an ellipsis, no arrow, letters that one operand alone holds."""
+
+    def __init__(self, x: Tensor, n: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(width(x), width(x)) / math.sqrt(width(x)))
+        self.scale, self.n = nn.Parameter(torch.randn(width(x))), n
+
+    def forward(self, x: Tensor) -> Tensor:
+        forms = (
+            lambda: x + torch.einsum("...d,de->...e", x, self.matrix),
+            lambda: torch.einsum("...i,ij", x, self.matrix),
+            lambda: x * torch.einsum("ntd,de->nt", x, self.matrix).tanh()[..., None],
+            lambda: x + torch.einsum("ntd,d,de->nte", x, self.scale, self.matrix),
+            lambda: x * torch.einsum("ntd,ntd->nt", x, torch.tanh(x)).sigmoid()[..., None],
+            lambda: x * torch.einsum("ntd->nt", x).sigmoid()[..., None],
+        )
+        return forms[self.n % 6]()
+
+
 class Twice(nn.Module):
     """The same layer called twice."""
 
@@ -836,6 +856,7 @@ OPS: dict[str, Op] = {
     "conv1d": Op(lambda n, x: ChannelsLast(nn.Conv1d(width(x), WIDTHS[n], 3, padding=1)), ranks=(3,)),
     "matrix": Op(lambda n, x: Matrix(x, WIDTHS[(n + 2) % 6], ("matmul", "linear")[n % 2]), ranks=(3,)),
     "matrix_einsum": Op(lambda n, x: Matrix(x, WIDTHS[n], "einsum"), ranks=(3,)),
+    "einsum": Op(lambda n, x: Einsum(x, n), ranks=(3,)),
     "tied_transpose": Op(lambda n, x: TiedTranspose(x, WIDTHS[n]), ranks=(3,)),
     "head_scale": Op(
         lambda n, x: HeadScale(x, divisors(width(x))[-1], n), ranks=(3,), fits=lambda x: len(divisors(width(x))) > 1

@@ -3,11 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.graph.axes import Axis, Dims
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count
+from secateur.graph.typing import MacTerm
 from secateur.types import Group
 
 Widths = Mapping[str, int]
@@ -23,14 +24,14 @@ class CostModel:
 
     groups: Mapping[str, Group]
     _axes: Mapping[str, tuple[int, ...]]
-    _macs: tuple[tuple[int, Dims], ...]
+    _macs: tuple[MacTerm, ...]
     _params: tuple[Dims, ...]
     _buffers: tuple[tuple[Dims, int], ...]
 
     def macs(self, widths: Widths) -> int:
         """Multiply-adds of one call with the example inputs."""
         kept = self._kept(widths)
-        return sum(times * _elements(dims, kept) for times, dims in self._macs)
+        return sum(_multiply_adds(term, kept) for term in self._macs)
 
     def params(self, widths: Widths) -> int:
         """Parameter elements; tied ones count once."""
@@ -74,10 +75,23 @@ def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None
     return CostModel(
         groups={group.name: group for group in structure.units},
         _axes={name: tuple(ids) for name, ids in axes.items()},
-        _macs=tuple((term.times, resolved(term.dims) + of_node[term.node]) for term in typing.mac_terms),
+        _macs=tuple(
+            replace(
+                term,
+                dims=resolved(term.dims) + of_node[term.node],
+                summed=None if term.summed is None else resolved(term.summed),
+            )
+            for term in typing.mac_terms
+        ),
         _params=tuple(dims for name, dims in state.items() if name in typing.program.trained),
         _buffers=tuple((dims, (item_bytes or {}).get(name, 4)) for name, dims in state.items()),
     )
+
+
+def _multiply_adds(term: MacTerm, kept: dict[int, int]) -> int:
+    if term.summed is not None and _elements(term.summed, kept) == 1:
+        return 0
+    return term.times * _elements(term.dims, kept)
 
 
 def _elements(dims: Dims, kept: dict[int, int]) -> int:

@@ -41,11 +41,15 @@ class Contraction:
 
 @dataclass(frozen=True)
 class MacTerm:
-    """Multiply-adds of one operator: `times` x the product of the sizes of `dims`."""
+    """Multiply-adds of one operator: `times` x the product of the sizes of `dims`.
+
+    Where `summed` holds a single position in all, there is nothing to add: torch multiplies, which does not count.
+    """
 
     node: str
     times: int
     dims: Dims
+    summed: Dims | None = None
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,11 @@ class Typing:
         for index, dim in enumerate(dims):
             self.constant(node, dim, argument, index)
 
-    def count_macs(self, node: fx.Node, dims: Sequence[DimType], times: int = 1) -> None:
+    def count_macs(
+        self, node: fx.Node, dims: Sequence[DimType], times: int = 1, summed: Sequence[DimType] | None = None
+    ) -> None:
         """Note what `node` costs."""
-        self.mac_terms.append(MacTerm(node.name, times, tuple(dims)))
+        self.mac_terms.append(MacTerm(node.name, times, tuple(dims), None if summed is None else tuple(summed)))
 
     def source(self, value: Any) -> str | None:
         """The parameter or buffer that `value` is, possibly moved around, cast, or scaled: zero where that is zero."""

@@ -240,6 +240,10 @@ def _attention(m: Any, groups: int | None) -> dict[str, Value]:
     return {"embed_dim": q.shape[1], "kdim": k.shape[1], "vdim": v.shape[1]}
 
 
+def _prelu(m: Any, groups: int | None) -> dict[str, Value]:
+    return {"num_parameters": m.weight.numel()}
+
+
 _SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
     nn.Linear: _linear,
     _ConvTransposeNd: _conv_transpose,
@@ -252,4 +256,5 @@ _SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
     nn.RNNBase: _recurrent,
     nn.RNNCellBase: _recurrent_cell,
     HeadwiseAttention: _attention,
+    nn.PReLU: _prelu,
 }

@@ -5,6 +5,7 @@ starred dimensions broadcast. A letter that several operands hold and the result
 contraction.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import fx
 
 from secateur.graph.axes import Dims, DimType, Fixed, Product
 from secateur.graph.typing import Types, Typing, arguments, shape_of
+
+
+_Letters = tuple[str, ...]
+Operand = tuple[Any, _Letters]
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,32 @@ def signature_rule(typing: Typing, node: fx.Node, signature: Signature) -> Dims:
     """Apply a signature: unify shared letters, note contractions and multiply-adds."""
     operands = [(arguments(node)[name], letters) for name, letters in signature.operands]
     operands = [(value, letters) for value, letters in operands if isinstance(value, fx.Node)]
-    return contract(typing, node, operands, signature.result)
+    letters, out = contract(typing, operands, signature.result)
+    return _whole(typing, node, letters, out)
+
+
+def _whole(typing: Typing, node: fx.Node, letters: Mapping[str, DimType], out: Sequence[str]) -> Dims:
+    """Count every product of the contraction; the types of its result."""
+    typing.count_macs(node, [letters[key] for key in out] + [dim for key, dim in letters.items() if key not in out])
+    return tuple(letters[key] for key in out)
 
 
 def contract(
-    typing: Typing, node: fx.Node, operands: list[tuple[Any, tuple[str, ...]]], result: tuple[str, ...]
-) -> Dims:
-    """The types of a contraction of `operands`, each a value with its letters."""
+    typing: Typing, operands: Sequence[Operand], result: tuple[str, ...]
+) -> tuple[dict[str, DimType], list[str]]:
+    """The type of each letter of a contraction of `operands`, and the letters of its result."""
     letters: dict[str, DimType] = {}
     holders: dict[str, list[tuple[Any, DimType]]] = {}
     for value, names in operands:
         for letter, dim in match_letters(names, typing.dims(value)):
-            holders.setdefault(letter, []).append((value, dim))
+            if dim.size > 1:
+                holders.setdefault(letter, []).append((value, dim))
             letters[letter] = _join(typing, letters.get(letter), dim)
     out = [key for name in result for key in _keys(name, letters)]
-    summed = [key for key, values in holders.items() if key not in out and len(values) > 1]
-    for key in summed:
-        _note_contraction(typing, holders[key])
-    typing.count_macs(node, [letters[key] for key in out + summed])
-    return tuple(letters[key] for key in out)
+    for key, values in holders.items():
+        if key not in out:
+            _note_contraction(typing, values)
+    return letters, out
 
 
 def match_letters(names: tuple[str, ...], dims: Dims) -> list[tuple[str, DimType]]:
@@ -121,7 +133,6 @@ def _note_contraction(typing: Typing, holders: list[tuple[Any, DimType]]) -> Non
         typing.contract(holders[0][1], None, [value for value, _ in holders])
 
 
-_Letters = tuple[str, ...]
 # By the ranks of the operands; 3 stands for three and more.
 MATMUL: dict[tuple[int, int], tuple[_Letters, _Letters, _Letters]] = {
     (1, 1): (("i",), ("i",), ()),
@@ -141,20 +152,55 @@ def matmul_rule(typing: Typing, node: fx.Node) -> Dims:
     named = arguments(node)
     a, b = named["self"], named["other"]
     left, right, result = MATMUL[min(len(typing.dims(a)), 3), min(len(typing.dims(b)), 3)]
-    return contract(typing, node, [(a, left), (b, right)], result)
+    return _whole(typing, node, *contract(typing, [(a, left), (b, right)], result))
 
 
 def einsum_rule(typing: Typing, node: fx.Node) -> Dims | None:
-    """`aten.einsum` with plain letters; ellipses and repeated letters are left to the fallback."""
+    """`aten.einsum`; a letter that one operand repeats (a diagonal) is left to the fallback."""
     named = arguments(node)
-    equation = named["equation"].replace(" ", "")
-    if "->" not in equation or "." in equation:
-        return None
-    left, right = equation.split("->")
-    terms = left.split(",")
+    terms, result = parse_equation(named["equation"])
     if any(len(set(term)) != len(term) for term in terms):
         return None
-    return contract(typing, node, list(zip(named["tensors"], map(tuple, terms), strict=True)), tuple(right))
+    letters, out = contract(typing, list(zip(named["tensors"], terms, strict=True)), result)
+    held = [
+        {key for key, dim in match_letters(names, typing.dims(value)) if dim.size > 1}
+        for value, names in zip(named["tensors"], terms, strict=True)
+    ]
+    _count_pairs(typing, node, letters, held, set(out))
+    return tuple(letters[key] for key in out)
+
+
+def parse_equation(equation: str) -> tuple[list[_Letters], _Letters]:
+    """The letters of each operand and of the result; an ellipsis is a starred letter.
+
+    Without an arrow the result has the ellipsis, then every letter that occurs once.
+
+    >>> parse_equation("...i,ji")
+    ([('*.', 'i'), ('j', 'i')], ('*.', 'j'))
+    """
+    left, arrow, right = equation.replace(" ", "").replace("...", ".").partition("->")
+    if not arrow:
+        right = ("." if "." in left else "") + "".join(sorted(c for c in left if c.isalpha() and left.count(c) == 1))
+    *terms, result = [tuple("*." if c == "." else c for c in term) for term in (*left.split(","), right)]
+    return terms, result
+
+
+def _count_pairs(
+    typing: Typing, node: fx.Node, letters: Mapping[str, DimType], held: list[set[str]], out: set[str]
+) -> None:
+    """Torch contracts two operands at a time and puts the result behind the others; or follows a given path.
+
+    What only one of the two holds and nothing else needs is summed before.
+    """
+    path = list(arguments(node).get("path") or ())
+    while len(held) > 1:
+        chosen = sorted((path.pop(0), path.pop(0))) if path else [0, 1]
+        b, a = held.pop(chosen[1]), held.pop(chosen[0])
+        needed = out.union(*held)
+        met = (a | b) & (needed | (a & b))
+        summed = (a & b) - needed
+        typing.count_macs(node, [letters[key] for key in met], summed=[letters[key] for key in summed])
+        held.append(met - summed)
 
 
 def embedding_rule(typing: Typing, node: fx.Node) -> Dims:

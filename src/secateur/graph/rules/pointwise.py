@@ -45,6 +45,15 @@ def glu_rule(typing: Typing, node: fx.Node) -> Dims:
     return tuple(dims)
 
 
+def prelu_rule(typing: Typing, node: fx.Node) -> Dims:
+    """Slopes: one for all, or one for each channel."""
+    dims = typing.dims(node.args[0])
+    (slopes,) = typing.dims(node.args[1])
+    if slopes.size > 1:
+        typing.unify(slopes, dims[1])
+    return dims
+
+
 def same_rule(typing: Typing, node: fx.Node) -> Dims:
     """The first operand's types pass through."""
     return typing.dims(node.args[0])

@@ -48,7 +48,15 @@ from secateur.graph.rules.normalisation import (
     topk_rule,
     weight_norm_rule,
 )
-from secateur.graph.rules.pointwise import filled_rule, glu_rule, made_rule, outer_rule, pointwise_rule, same_rule
+from secateur.graph.rules.pointwise import (
+    filled_rule,
+    glu_rule,
+    made_rule,
+    outer_rule,
+    pointwise_rule,
+    prelu_rule,
+    same_rule,
+)
 from secateur.graph.rules.recurrent import pack_rule, recurrent_cell_rule, recurrent_rule, unpack_rule
 from secateur.graph.rules.scattering import index_add_rule, index_put_rule
 from secateur.graph.rules.spectra import fourier_rule, parts_rule
@@ -115,10 +123,11 @@ _FAMILIES: dict[Rule, str] = {
         "alpha_dropout native_dropout zeros_like ones_like full_like empty_like real imag _conj conj "
         "fill zero"
     ),
+    prelu_rule: "prelu",
     filled_rule: "zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor",
     # Those that torch does not tag as pointwise.
     pointwise_rule: (
-        "masked_fill where prelu gelu hardswish hardsigmoid lerp addcmul addcdiv copy polar complex multiply divide "
+        "masked_fill where gelu hardswish hardsigmoid lerp addcmul addcdiv copy polar complex multiply divide "
         "subtract negative absolute fix log_sigmoid greater less greater_equal less_equal not_equal isclose arctan "
         "arcsin arccos arctan2 arctanh arcsinh arccosh floor_divide special_expit special_erf special_logit rsub "
         "bernoulli rand_like randn_like __and__ __or__ __xor__ fake_quantize_per_tensor_affine"
