@@ -195,7 +195,7 @@ class Matrix(nn.Module):
 
 
 class Einsum(nn.Module):
-    """Sums in the spellings that `Matrix` does not have: an ellipsis, no arrow, letters that one operand alone holds."""
+    """Sums in spellings that `Matrix` does not have: an ellipsis, no arrow, letters that one operand alone holds."""
 
     def __init__(self, x: Tensor, n: int) -> None:
         super().__init__()

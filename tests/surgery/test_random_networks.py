@@ -20,20 +20,7 @@ from secateur.types import Group
 from surgery.random_networks import RandomNetwork, Spec, Step, build, example, is_ambiguous, random_spec, specs
 
 # Operators of random_networks.OPS that break the law today, and how.
-KNOWN_GAPS = {
-    "prelu": "one slope for each channel of an image is not tied to the channels",
-    "adaptive_max_pool": "the rule expects one result, the operator gives values and indices",
-    "sum_features": "masking zeroes the makers of what is summed, which does not survive a function with f(0) != 0",
-    "copy": "copy_ does not tie what it writes to what it reads",
-    "final_state": "the size that expand makes, read off another shape, counts as removable",
-    "initial_state": "zeros handed to a recurrent layer are not tied to its hidden size",
-    "split_by_shape": "unequal pieces with sizes computed from the shape count as removable",
-    "matrix_einsum": "the predicted cost counts a contraction over one position, torch multiplies instead",
-    "head_matrices": "likewise",
-    "experts": "likewise",
-    "outer_einsum": "the predicted cost counts an einsum without a contraction, torch multiplies instead",
-    "linear_attention_einsum": "the predicted cost takes three operands at once, torch contracts pair by pair",
-}
+KNOWN_GAPS: dict[str, str] = {}
 
 # Operators after which a plan for the cut model cannot be joined to the first one, and why.
 KNOWN_GAPS_OF_COMPOSITION = {

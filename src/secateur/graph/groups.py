@@ -275,7 +275,7 @@ def _group(
     own: list[Slice] = []
     for row, id_ in zip(_first_rows(family, outer), family, strict=True):
         bare = id_ in known.bare
-        own += [replace(s, first=row * width, masked=bare or known.is_consumer(s)) for s in slices[id_]]
+        own += [replace(s, first=row * width, masked=bare or known.is_consumer(s, id_)) for s in slices[id_]]
     notes = known.why_inexact(family)
     ranked = [known.ranked[id_] for id_ in family if id_ in known.ranked]
     place = _nesting(known, own, family)

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur.graph.axes import Dims, DimType, leaves
-from secateur.graph.typing import Typing
+from secateur.graph.axes import Axis, Dims, leaves
+from secateur.graph.typing import Contraction, Typing
 from secateur.types import Fallback, Slice
 
 Place = tuple[str, int]
@@ -19,7 +19,7 @@ class Lookup:
         state: parameter -> its types.
         bare: axes that something sums over without a parameter: only their makers can be zeroed.
         summed: dimensions of parameters that an operator sums over.
-        reshaped: parameter -> types that are summed over after it was reshaped.
+        reshaped: parameter -> axes that are summed over after it was reshaped.
         remarks: axis -> numbers of the remarks about it.
         texts: of all remarks.
         ranked: axis whose units are chosen by rank -> how many are.
@@ -29,16 +29,15 @@ class Lookup:
     state: Mapping[str, Dims]
     bare: frozenset[int]
     summed: frozenset[Place]
-    reshaped: Mapping[str, frozenset[DimType]]
+    reshaped: Mapping[str, frozenset[int]]
     remarks: Mapping[int, Sequence[int]]
     texts: Sequence[str]
     ranked: Mapping[int, int]
     minimums: Mapping[int, int]
 
-    def is_consumer(self, s: Slice) -> bool:
-        """Whether an operator sums over this very dimension of the parameter."""
-        own = self.state[s.parameter][s.dim]
-        return (s.parameter, s.dim) in self.summed or own in self.reshaped.get(s.parameter, ())
+    def is_consumer(self, s: Slice, axis: int) -> bool:
+        """Whether an operator sums over this dimension of the parameter, or over the axis in another shape of it."""
+        return (s.parameter, s.dim) in self.summed or axis in self.reshaped.get(s.parameter, ())
 
     def why_inexact(self, axes: Iterable[int]) -> tuple[str, ...]:
         """The remarks about any of the axes, in the order in which they were made."""
@@ -50,13 +49,23 @@ class Lookup:
         return max((self.minimums.get(id_, 1) for id_ in axes), default=1)
 
 
+def bare_axes(typing: Typing, contraction: Contraction) -> list[Axis]:
+    """Axes of a contraction that the parameter does not hold, if there is one: those are summed without a weight."""
+    resolve = typing.unifier.resolve
+    held = typing.state[contraction.source] if contraction.source is not None else ()
+    own = {axis.id for dim in held for axis in leaves(resolve(dim))}
+    return [axis for axis in dict.fromkeys(leaves(resolve(contraction.dim))) if axis.id not in own]
+
+
 def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
     """Read what inference noted off the types as they are now; a graph needs no remarks on what it pins."""
     resolve = typing.unifier.resolve
-    reshaped: dict[str, set[DimType]] = defaultdict(set)
+    reshaped: dict[str, set[int]] = defaultdict(set)
+    bare: set[int] = set()
     for c in typing.contractions:
+        bare.update(axis.id for axis in bare_axes(typing, c))
         if c.source is not None and c.at is None:
-            reshaped[c.source].add(resolve(c.dim))
+            reshaped[c.source].update(axis.id for axis in leaves(resolve(c.dim)))
     remarks: dict[int, list[int]] = defaultdict(list)
     for number, remark in enumerate(typing.remarks):
         if fallback == "graph" and remark.pinned:
@@ -65,9 +74,9 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
             remarks[axis.id].append(number)
     return Lookup(
         state={name: tuple(resolve(dim) for dim in dims) for name, dims in typing.state.items()},
-        bare=frozenset(axis.id for c in typing.contractions if c.source is None for axis in leaves(resolve(c.dim))),
+        bare=frozenset(bare),
         summed=frozenset((c.source, c.at) for c in typing.contractions if c.source is not None and c.at is not None),
-        reshaped={name: frozenset(dims) for name, dims in reshaped.items()},
+        reshaped={name: frozenset(axes) for name, axes in reshaped.items()},
         remarks=remarks,
         texts=[remark.text for remark in typing.remarks],
         ranked={axis.id: ranking.least for ranking in typing.rankings for axis in leaves(resolve(ranking.dim))},

@@ -30,7 +30,7 @@ class RowDims:
 class Contraction:
     """An operator sums over `dim`, which is dimension `at` of the parameter `source`.
 
-    No source: both factors are activations, the `operands`. No `at`: the parameter was reshaped on its way.
+    No source: all factors, the `operands`, are activations. No `at`: the parameter was reshaped on its way.
     """
 
     dim: DimType
@@ -143,11 +143,11 @@ class Typing:
         for dim in dims:
             self.unifier.fix(dim, reason)
 
-    def contract(self, dim: DimType, operand: Any, activations: Sequence[fx.Node] = ()) -> None:
-        """Note that `dim` is summed over against `operand`, or without a weight as a product of `activations`."""
+    def contract(self, dim: DimType, operand: Any, factors: Sequence[fx.Node] = ()) -> None:
+        """Note that `dim` is summed over against `operand`, or without a weight; `factors` are what is multiplied."""
         source = self.source(operand)
         at = next((k for k, own in enumerate(self.state[source]) if own == dim), None) if source else None
-        self.contractions.append(Contraction(dim, source, at, tuple(activations)))
+        self.contractions.append(Contraction(dim, source, at, tuple(factors)))
 
     def remark(self, dim: DimType, text: str, pinned: Literal["", "operator", "python"] = "") -> None:
         """Note that removing part of `dim` is not exact."""

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 
 from secateur.graph.axes import leaves
+from secateur.graph.lookup import bare_axes
 from secateur.graph.rules.labelled import MOVERS
 from secateur.graph.typing import MOVES_ONLY, Typing, arguments, operator_name
 
@@ -21,9 +22,7 @@ def remark_not_zero(typing: Typing) -> None:
     """Flag axes that something sums over without a weight and that would not be zero there."""
     zeros = Zeros(typing, frozenset(_written_through_views(typing)))
     for contraction in typing.contractions:
-        if contraction.source is not None:
-            continue
-        for axis in dict.fromkeys(leaves(typing.unifier.resolve(contraction.dim))):
+        for axis in bare_axes(typing, contraction):
             if not any(zeros.at(operand, axis.id) for operand in contraction.operands):
                 typing.remark(axis, NOT_ZERO)
 

@@ -14,7 +14,6 @@ from torch import fx
 from secateur.graph.axes import Dims, DimType, Fixed, Product
 from secateur.graph.typing import Types, Typing, arguments, shape_of
 
-
 _Letters = tuple[str, ...]
 Operand = tuple[Any, _Letters]
 
@@ -127,10 +126,8 @@ def _join(typing: Typing, known: DimType | None, dim: DimType) -> DimType:
 def _note_contraction(typing: Typing, holders: list[tuple[Any, DimType]]) -> None:
     """A parameter that is summed over is a consumer; two activations have none."""
     consumers = [(value, dim) for value, dim in holders if typing.source(value) is not None]
-    for value, dim in consumers:
-        typing.contract(dim, value)
-    if not consumers:
-        typing.contract(holders[0][1], None, [value for value, _ in holders])
+    for value, dim in consumers or [(None, dim) for _, dim in holders[:1]]:
+        typing.contract(dim, value, [factor for factor, _ in holders])
 
 
 # By the ranks of the operands; 3 stands for three and more.
