@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.graph.groups import Structure, structure
+from secateur.graph.groups import BY_MEANING, Structure, extent, structure
 from secateur.graph.infer import BROKEN
 from secateur.graph.trace import Program, kept_buffers, trace
 from secateur.measures.cost import measure
@@ -37,6 +37,9 @@ class Verdict:
         exact: every plan was cut, and equals the masked network.
         failure: the first thing that broke, in words.
         coverage: share of the weight dimensions that could be pruned which lie in a group.
+        flagged: groups that are not exact, and say so.
+        removable: positions of weight dimensions that lie in a group.
+        fixed: positions that do not, though the meaning of the model would let them.
         causes: reason -> positions that it fixed.
         graph_coverage: likewise, where a graph may take the place of the module.
         renormalised: how groups that are not exact were cut.
@@ -46,6 +49,9 @@ class Verdict:
     exact: bool = False
     failure: str = ""
     groups: int = 0
+    flagged: int = 0
+    removable: int = 0
+    fixed: int = 0
     granularities: dict[str, int] = field(default_factory=dict)
     coverage: float = 0.0
     causes: dict[str, int] = field(default_factory=dict)
@@ -306,7 +312,11 @@ def _describe(found: Structure, verdict: Verdict) -> None:
     verdict.groups = len(found.groups)
     verdict.granularities = dict(Counter(g.granularity for g in found.groups))
     verdict.coverage = round(found.coverage(), 4)
+    verdict.flagged = sum(not g.exact for g in found.groups)
+    verdict.removable = sum(extent(s) for g in found.groups for s in g.slices if s.trained)
     causes: Counter[str] = Counter()
     for axis in found.fixed:
-        causes[axis.reason] += axis.size
+        if not axis.reason.startswith(BY_MEANING):
+            causes[axis.reason] += axis.size
+    verdict.fixed = causes.total()
     verdict.causes = dict(causes.most_common(8))

@@ -1,6 +1,9 @@
 """Hold the zoo to the law: each network in a process of its own, with a time limit.
 
 python tests/zoo/run.py [--only GLOB] [--limit_s 300] [--jobs 2] [--out zoo.jsonl]
+python tests/zoo/run.py --table docs/SUPPORTED.md zoo.jsonl ...   (writes the table of files made before)
+
+It ends with 1 where a network is neither exact nor flagged.
 """
 
 import argparse
@@ -10,14 +13,18 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from zoo import summary
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("results", nargs="*", type=Path, help="files of verdicts to summarise; nothing is run")
+    parser.add_argument("--table", type=Path, help="where to write the table of networks")
     parser.add_argument("--only", default="*")
     parser.add_argument("--limit_s", type=float, default=300)
     parser.add_argument("--jobs", type=int, default=2)
@@ -28,12 +35,23 @@ def main() -> None:
     if options.one:
         print(json.dumps(_examine(options.one, quick=options.quick)))
         return
+    files = options.results or [options.out]
+    if not options.results:
+        _run(options)
+    results = summary.read(files)
+    print(summary.table(results))
+    if options.table:
+        options.table.write_text(summary.supported(results, "make test-zoo"))
+    sys.exit(any(summary.kind(r) not in {"exact", "flagged"} for r in results))
+
+
+def _run(options: argparse.Namespace) -> None:
     from zoo.table import ENTRIES
 
     names = [e.name for e in ENTRIES if fnmatch.fnmatch(e.name, options.only)]
     with ThreadPoolExecutor(options.jobs) as pool, options.out.open("a") as out:
-        jobs = (pool.submit(in_process, name, options.limit_s, quick=options.quick) for name in names)
-        for number, job in enumerate(list(jobs), 1):
+        jobs = [pool.submit(in_process, name, options.limit_s, quick=options.quick) for name in names]
+        for number, job in enumerate(as_completed(jobs), 1):
             verdict = job.result()
             out.write(json.dumps(verdict) + "\n")
             out.flush()
