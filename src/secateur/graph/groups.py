@@ -68,6 +68,8 @@ BY_MEANING = (
     "an output of the model",
     "a tap of a kernel",
     "rows of an embedding",
+    "rows of a table",
+    "not used by the forward pass",
     "the gates of",
     "holds one position",
     "a position in space",

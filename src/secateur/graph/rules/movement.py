@@ -9,6 +9,7 @@ from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product, leaves
 from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
 
 CHOSEN = "positions are chosen by index"
+ROWS = "rows of a table are chosen by index"
 
 
 def view_rule(typing: Typing, node: fx.Node) -> Dims:
@@ -139,13 +140,14 @@ def one_hot_rule(typing: Typing, node: fx.Node) -> Dims:
     return (*typing.dims(named["self"]), last)
 
 
-def _choose(typing: Typing, dim: DimType, index: fx.Node) -> None:
-    """Positions of `dim` are chosen: it stays, unless they are known to be those of another dimension."""
+def _choose(typing: Typing, dim: DimType, value: fx.Node, index: fx.Node) -> None:
+    """Positions of `dim` of `value` are chosen: it stays, unless they are known to be those of another dimension."""
     known = typing.chosen.get(index)
     if known is not None and known.size == dim.size:
         typing.unify(dim, known)
     else:
-        typing.fix([dim], CHOSEN)
+        # A parameter that is indexed is a table (of relative positions, say), as an embedding is.
+        typing.fix([dim], ROWS if typing.source(value) else CHOSEN)
 
 
 def gather_rule(typing: Typing, node: fx.Node) -> Dims:
@@ -154,7 +156,7 @@ def gather_rule(typing: Typing, node: fx.Node) -> Dims:
     dims, index = typing.dims(named["self"]), typing.dims(named["index"])
     along = named["dim"] % max(len(dims), 1)
     typing.fix([index[along]], CHOSEN)
-    _choose(typing, dims[along], named["index"])
+    _choose(typing, dims[along], named["self"], named["index"])
     for number, (own, chosen) in enumerate(zip(dims, index, strict=True)):
         if number != along and own.size == chosen.size:
             typing.unify(own, chosen)
@@ -319,7 +321,7 @@ def index_rule(typing: Typing, node: fx.Node) -> Dims | None:
     if used != list(range(used[0], used[-1] + 1)):
         return None
     for k in used:
-        _choose(typing, dims[k], indices[k])
+        _choose(typing, dims[k], named["self"], indices[k])
     rank = len(shape) - (len(dims) - len(used))
     middle = tuple(Fixed(n, CHOSEN) for n in shape[used[0] : used[0] + rank])
     return (*dims[: used[0]], *middle, *dims[used[-1] + 1 :])
@@ -336,6 +338,6 @@ def index_select_rule(typing: Typing, node: fx.Node) -> Types:
     shape = shape_of(node)
     assert isinstance(shape, tuple)
     along = named["dim"] % len(dims)
-    _choose(typing, dims[along], named["index"])
+    _choose(typing, dims[along], named["self"], named["index"])
     dims[along] = Fixed(shape[along], CHOSEN)
     return tuple(dims)
