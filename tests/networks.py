@@ -132,6 +132,23 @@ class Reshaped(nn.Module):
         return self.head(x[:, 0] + mixed.transpose(1, 2).reshape(n, width))
 
 
+class Region(nn.Module):
+    """A part that is never computed in half precision, whatever its caller wishes, and a table that is indexed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(6, 9), nn.Linear(9, 5), nn.Linear(5, 4)
+        self.table = nn.Parameter(torch.randn(7, 9))
+        self.register_buffer("chosen", torch.tensor([3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x * self.table[self.chosen]
+            y = torch.tanh(self.gate(x))
+        return self.down(y)
+
+
 class Tied(nn.Module):
     """A layer called twice, a tied decoder, and plain parameters in the forward pass."""
 
@@ -189,6 +206,7 @@ CASES = [
     rnn("RNN", 2, False),
     Case("attention", Attention, lambda n: torch.randint(11, (n, 5))),
     Case("reshaped", Reshaped, sequence),
+    Case("region", Region, lambda n: torch.randn(n, 6).double()),
     Case("tied", Tied, lambda n: torch.randint(9, (n, 5))),
 ]
 

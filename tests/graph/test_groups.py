@@ -57,6 +57,12 @@ def test_one_group_of_a_group_norm_is_no_axis() -> None:
     assert (group.size, group.minimum, group.exact) == (8, 1, False)
 
 
+def test_a_region_without_autocast_is_part_of_the_program_and_rows_of_a_table_are_no_units() -> None:
+    assert sorted(groups_of("region").values()) == [(5, 1, "neuron", True), (9, 1, "neuron", True)]
+    case = next(c for c in CASES if c.name == "region")
+    assert structure(trace(built(case), (case.inputs(2),))).coverage() == 1
+
+
 def test_tied_layers_share_one_group() -> None:
     assert groups_of("tied") == {"scale": (10, 1, "neuron", True)}
 

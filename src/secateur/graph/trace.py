@@ -291,6 +291,7 @@ def _capture(
                 f"example inputs be recorded: {_first_line(failure)}; rewrite control flow that depends on the values "
                 "of tensors with torch.where, or trace the part of the model that is free of it"
             ) from failure
+    _inline_regions(exported.graph_module)
     signature, aliases = exported.graph_signature, canonical_names(model)
     inputs = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {placeholder: aliases[name] for placeholder, name in inputs.items() if name in aliases}
@@ -321,6 +322,35 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _has_unknown_size(node: fx.Node) -> bool:
     values = pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(n, torch.SymInt) for v in values if isinstance(v, Tensor) for n in v.shape)
+
+
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Put regions in which autocast is switched off, each a graph in the graph, where they are called."""
+    for node in list(module.graph.nodes):
+        if getattr(node.target, "__name__", "") != "wrap_with_autocast":
+            continue
+        _, _, is_on, _, region, *operands = node.args
+        body = getattr(module, region.target)
+        _inline_regions(body)
+        if not is_on and all(inner.op != "get_attr" for inner in body.graph.nodes):
+            _inline(module.graph, node, body.graph, operands)
+            if not region.users:
+                module.graph.erase_node(region)
+
+
+def _inline(graph: fx.Graph, call: fx.Node, body: fx.Graph, operands: Sequence[Any]) -> None:
+    """Replace `call` of a graph that gives a tuple by the nodes of that graph."""
+    inner = list(body.nodes)
+    values: dict[fx.Node, Any] = dict(zip((n for n in inner if n.op == "placeholder"), operands, strict=True))
+    with graph.inserting_before(call):
+        for node in inner:
+            if node.op == "call_function":
+                values[node] = graph.node_copy(node, values.__getitem__)
+    results = inner[-1].args[0]
+    for user in list(call.users):
+        user.replace_all_uses_with(values[results[user.args[1]]])
+        graph.erase_node(user)
+    graph.erase_node(call)
 
 
 @contextlib.contextmanager
