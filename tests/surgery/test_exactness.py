@@ -226,3 +226,20 @@ def test_number_type_and_memory_layout_stay(kind: torch.dtype, layout: torch.mem
     x = torch.randn(2, 3, 8, 8, dtype=kind).double()
     got, expected = small.double()(x), sc.mask(model, plan, program=program).double()(x)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+class _SummedGate(nn.Module):
+    """A sum of units that are never zero, times a number that their own sum makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.gate, self.head = nn.Linear(5, 8), nn.Linear(8, 1, bias=False), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = torch.sigmoid(self.units(x))
+        return self.head((units * self.gate(units)).sum(-1, keepdim=True))
+
+
+def test_a_gate_made_of_the_units_does_not_make_them_zero() -> None:
+    (group,) = sc.find_groups(sc.trace(_SummedGate(), (torch.zeros(2, 5),)))
+    assert not group.exact

@@ -55,6 +55,9 @@ class Zeros:
             return str(node.target) in self.typing.program.names and self.holds(node, axis)
         if node.op != "call_function":
             return False
+        # What has summed the axis away is not zero, though its weights for one unit are.
+        if isinstance(self.typing.values.get(node), tuple) and not self.holds(node, axis):
+            return False
         rule = _RULES.get(operator_name(node))
         return rule is not None and rule(self, node, axis)
 
