@@ -6,7 +6,7 @@ is written down as a number fixes the axis that it counts.
 """
 
 import itertools
-from collections import ChainMap, defaultdict, deque
+from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -95,7 +95,8 @@ def _keep_comparisons(typing: Typing) -> None:
         if any(isinstance(source, Literal) for source in pair):
             # Nothing comes and goes in a dimension of one position or none.
             if pair[0].value > 1:
-                typing.fix([*dims, *_counted_by(typing, pair)], _COMPARED)
+                typing.fix(dims, _COMPARED)
+                typing.agreements += _held_at(typing, pair)
         elif len(dims) == 2:
             typing.families.append(tuple(dims))
         elif len(extents) == len(dims) == 1:
@@ -104,10 +105,14 @@ def _keep_comparisons(typing: Typing) -> None:
             typing.agreements.append(Constant(typing.program.sizes.makers[place], "", None, dims[0], 1, source))
 
 
-def _counted_by(typing: Typing, pair: Sequence[Source]) -> list[DimType]:
-    """Dimensions whose sizes come from an attribute that is compared with a number."""
+def _held_at(typing: Typing, pair: Sequence[Source]) -> list[Constant]:
+    """Attributes that are compared with a number keep their values: each as if it counted that many fixed positions."""
+    found: dict[Attribute, Constant] = {}
     attributes = {leaf for source in pair for leaf in source_leaves(source) if isinstance(leaf, Attribute)}
-    return [c.dim for c in typing.constants if c.source is not None and attributes & set(source_leaves(c.source))]
+    for constant in typing.constants:
+        for leaf in attributes.intersection(source_leaves(constant.source) if constant.source is not None else ()):
+            found[leaf] = Constant(constant.node, "", None, Fixed(leaf.value, _COMPARED), 1, leaf)
+    return list(found.values())
 
 
 def _counted_alike(constants: Sequence[Constant]) -> list[tuple[DimType, ...]]:
@@ -147,10 +152,12 @@ def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
     if fixed:
         typing.fix(free, fixed[0].reason or "it must stay as wide as an axis that is fixed")
         return True
-    if all(isinstance(dim, Axis) for dim in free):
-        return False
-    products = [dim.factors for dim in free if isinstance(dim, Product)]
     axes = [dim for dim in free if isinstance(dim, Axis)]
+    products = [dim.factors for dim in free if isinstance(dim, Product)]
+    if len(products) == len(free):
+        products = _without_common(products)
+    if len(axes) == len(free) or (len(products) == len(free) and not any(products)):
+        return False
     layouts = {tuple(f.size for f in factors) for factors in products}
     if len(layouts) == 1 and len(products) + len(axes) == len(free):
         for axis in axes:
@@ -162,6 +169,27 @@ def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
     for dim in free[1:]:
         typing.unify(free[0], dim)
     return True
+
+
+def _without_common(products: Sequence[tuple[DimType, ...]]) -> list[tuple[DimType, ...]]:
+    """Factors that all products have, in whatever order, do not tell their sizes apart.
+
+    >>> _without_common([(Axis(1, 2), Axis(2, 3)), (Axis(2, 3), Axis(4, 2))])
+    [(Axis(id=1, size=2),), (Axis(id=4, size=2),)]
+    """
+    common = Counter(products[0])
+    for factors in products[1:]:
+        common &= Counter(factors)
+    left = []
+    for factors in products:
+        spare, own = common.copy(), []
+        for factor in factors:
+            if spare[factor]:
+                spare[factor] -= 1
+            else:
+                own.append(factor)
+        left.append(tuple(own))
+    return left
 
 
 def _tie_factors(typing: Typing, products: Sequence[tuple[DimType, ...]]) -> bool:
