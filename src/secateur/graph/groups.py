@@ -279,17 +279,16 @@ def _group(
         bare = id_ in known.bare
         own += [replace(s, first=row * width, masked=bare or known.is_consumer(s, id_)) for s in slices[id_]]
     notes = known.why_inexact(family)
-    ranked = [known.ranked[id_] for id_ in family if id_ in known.ranked]
     place = _nesting(known, own, family)
     return Group(
         name=_producer(own),
         size=width * sum(_rows_of(id_, outer) for id_ in family),
         slices=tuple(own),
-        granularity="expert" if ranked else _granularity(known, own, place),
+        granularity="expert" if known.ranked.intersection(family) else _granularity(known, own, place),
         rows=sum(_rows_of(id_, outer) for id_ in family),
         exact=not notes,
         note="; ".join(notes),
-        minimum=max([known.least(family), 2 if place else 1, *ranked]),
+        minimum=max(known.least(family), 2 if place else 1),
     )
 
 

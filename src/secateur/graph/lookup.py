@@ -22,7 +22,7 @@ class Lookup:
         reshaped: parameter -> axes that are summed over after it was reshaped.
         remarks: axis -> numbers of the remarks about it.
         texts: of all remarks.
-        ranked: axis whose units are chosen by rank -> how many are.
+        ranked: axes whose units are chosen by rank.
         minimums: axis -> the least width that an operator asks for.
     """
 
@@ -32,7 +32,7 @@ class Lookup:
     reshaped: Mapping[str, frozenset[int]]
     remarks: Mapping[int, Sequence[int]]
     texts: Sequence[str]
-    ranked: Mapping[int, int]
+    ranked: frozenset[int]
     minimums: Mapping[int, int]
 
     def is_consumer(self, s: Slice, axis: int) -> bool:
@@ -72,6 +72,9 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
             continue
         for axis in leaves(resolve(remark.dim)):
             remarks[axis.id].append(number)
+    minimums: dict[int, int] = {}
+    for dim, least in typing.minimums:
+        minimums |= {axis.id: max(least, minimums.get(axis.id, 1)) for axis in leaves(resolve(dim))}
     return Lookup(
         state={name: tuple(resolve(dim) for dim in dims) for name, dims in typing.state.items()},
         bare=frozenset(bare),
@@ -79,6 +82,6 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
         reshaped={name: frozenset(axes) for name, axes in reshaped.items()},
         remarks=remarks,
         texts=[remark.text for remark in typing.remarks],
-        ranked={axis.id: ranking.least for ranking in typing.rankings for axis in leaves(resolve(ranking.dim))},
-        minimums={axis.id: least for dim, least in typing.minimums for axis in leaves(resolve(dim))},
+        ranked=frozenset(axis.id for dim in typing.ranked for axis in leaves(resolve(dim))),
+        minimums=minimums,
     )

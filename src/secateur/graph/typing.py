@@ -74,14 +74,6 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The best `least` units of `dim` are chosen anew for every sample: the experts of a mixture."""
-
-    dim: DimType
-    least: int
-
-
-@dataclass(frozen=True)
 class Remark:
     """`dim` is not removed exactly, and why.
 
@@ -111,7 +103,7 @@ class Typing:
     families: list[tuple[DimType, ...]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
-    rankings: list[Ranking] = field(default_factory=list)
+    ranked: list[DimType] = field(default_factory=list)
     chosen: dict[fx.Node, DimType] = field(default_factory=dict)
     """Integers that are positions along a dimension -> that dimension."""
     facts: dict[fx.Node, tuple[list[Contraction], list[Remark]]] = field(default_factory=dict)
@@ -155,7 +147,8 @@ class Typing:
 
     def rank(self, dim: DimType, least: int) -> None:
         """Note that the best `least` units of `dim` are chosen: when one is gone, another takes its place."""
-        self.rankings.append(Ranking(dim, least))
+        self.ranked.append(dim)
+        self.minimums.append((dim, least))
         self.remark(dim, "units are chosen by their rank: when one is gone, another takes its place")
 
     def constant(self, node: fx.Node, dim: DimType, argument: str, index: int | None = None, sign: int = 1) -> None:
