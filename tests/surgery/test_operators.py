@@ -80,3 +80,15 @@ def test_a_rule_that_breaks_costs_units_and_is_named(monkeypatch: pytest.MonkeyP
     program = trace(Bottleneck(lambda x, gain: x.tanh() * gain).eval(), (torch.randn(5, 4),))
     assert find_groups(program) == ()
     assert any("the rule of aten.tanh does not fit this call (no such thing)" in f.reason for f in find_fixed(program))
+
+
+def test_a_forward_pass_that_draws_is_verified_with_the_same_draws() -> None:
+    torch.manual_seed(0)
+    model = Bottleneck(lambda x, gain: x * torch.rand(x.shape[0], 1, dtype=x.dtype) * gain).double().eval()
+    program = trace(model, (torch.randn(5, 4).double(),))
+    (group,) = find_groups(program)
+    before = torch.random.get_rng_state()
+    chosen = plan([group], {group.name: torch.arange(8.0)}, sparsity=0.5)
+    small = cut(model, chosen, program=program)
+    assert small.up.out_features == 4
+    assert torch.equal(torch.random.get_rng_state(), before)

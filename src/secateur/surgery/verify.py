@@ -47,8 +47,9 @@ def outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def output_leaves(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """All that the model gives, whether tensors or not."""
-    with in_eval_mode(model), torch.no_grad(), unfused():
+    """All that the model gives, whether tensors or not; what it draws at random is the same each time."""
+    with in_eval_mode(model), torch.no_grad(), unfused(), torch.random.fork_rng():
+        torch.manual_seed(0)
         return pytree.tree_leaves(model(*copy.deepcopy(args), **copy.deepcopy(dict(kwargs))))
 
 
