@@ -97,7 +97,9 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
     assert not broken, broken[0]
     exact = [g for g in found.groups if g.exact]
     if not exact:
-        raise AssertionError("no exact group")
+        assert found.groups, "no group"
+        _renormalised(entry, model, program, found, verdict)
+        return
     for number, chosen in enumerate(plans(exact, every_plan=every_plan)):
         small = _hold(entry, model, program, chosen, verdict)
         _same_state(model, before)

@@ -10,7 +10,7 @@ from typing import Any
 Result = Mapping[str, Any]
 KINDS = ("exact", "flagged", "refused", "wrong", "broken", "slow")
 PACKAGES = ("torch", "torchvision", "timm", "transformers")
-REFUSALS = ("SurgeryError", "TraceError", "PlanError", "NumericalError", "AssertionError: no exact group")
+REFUSALS = ("SurgeryError", "TraceError", "PlanError", "NumericalError", "AssertionError: no group")
 
 
 def read(paths: Iterable[Path]) -> list[Result]:
