@@ -92,3 +92,12 @@ def test_a_forward_pass_that_draws_is_verified_with_the_same_draws() -> None:
     small = cut(model, chosen, program=program)
     assert small.up.out_features == 4
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_places_where_a_tensor_is_split_are_no_chosen_positions() -> None:
+    def between(x: Tensor, gain: Tensor) -> Tensor:
+        first, rest = torch.tensor_split(x * gain, (1,), dim=0)
+        return torch.cat([first.relu(), rest])
+
+    (group,) = find_groups(trace(Bottleneck(between).eval(), (torch.randn(5, 4),)))
+    assert (group.size, group.exact) == (8, True)

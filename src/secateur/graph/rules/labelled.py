@@ -74,7 +74,9 @@ def _call(typing: Typing, node: fx.Node) -> tuple[Call, list[fx.Node]] | None:
     named: dict[str, Any] = {}
     for name, value in arguments(node).items():
         nodes = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node)]
-        if name in CHOOSING or not all(isinstance(shape_of(n), tuple) and n in typing.values for n in nodes):
+        if (name in CHOOSING and nodes) or not all(
+            isinstance(shape_of(n), tuple) and n in typing.values for n in nodes
+        ):
             return None
         for n in nodes:
             operands.setdefault(n, Operand(len(operands)))
