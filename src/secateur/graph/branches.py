@@ -98,6 +98,9 @@ def _branch(
         for name in names
         if name in program.trained
     ]
+    if not slices:
+        # A norm without gain and bias: nothing can be zeroed to show what the branch gives.
+        return None
     silent = list(dict.fromkeys(silent))
     return Branch(
         Group(f"{silent[0]}:branch", 1, tuple(slices), granularity="branch", minimum=0),

@@ -1,6 +1,5 @@
 """Taking residual branches out of a module: what is left of them gives zeros, or hands on what it gets."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import SurgeryError
 from secateur.graph.branches import Branch
+from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, in_eval_mode
 
 
@@ -56,7 +56,7 @@ def remove_branches(small: nn.Module, branches: Sequence[Branch], model: nn.Modu
         return
     silent = [path for branch in branches for path in branch.silent]
     passed = [path for branch in branches for path in branch.passed]
-    trial = copy.deepcopy(model)
+    trial = copy_of(model)
     calls = _calls(trial, [*silent, *passed], program)
     found = {path: _stand_in(path, *calls[path]) for path in passed}
     _put(trial, found)
