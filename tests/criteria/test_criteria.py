@@ -56,7 +56,7 @@ def test_taylor_agrees_with_finite_differences_of_masking(case: Case) -> None:
     group = find_groups(trace(model, (case.inputs(2),)))[0]
     x = case.inputs(1)
     y = torch.tensor([1])
-    got = collect(model, [group], [(x, y)], needs={GATE_GRADIENTS}).gate_squares[group.name]
+    got = collect(model, [group], [(x, y)], needs={GATE_GRADIENTS}).gates[group.name].squares
 
     def loss_with(unit: int, factor: float) -> float:
         scaled = copy.deepcopy(model)

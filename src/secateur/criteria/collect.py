@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.statistics import GATE_GRADIENTS, NEEDS, Statistics, sum_over_group
+from secateur.criteria.statistics import GATE_GRADIENTS, NEEDS, Derivatives, Statistics, sum_over_group
 from secateur.data import Batch, BatchFn, as_batches, to_device
 from secateur.errors import ArgumentError, NumericalError
 from secateur.graph.trace import canonical_names, in_eval_mode
@@ -51,7 +51,7 @@ def collect(
     if calibration is None:
         raise ArgumentError("gradients need calibration data; pass calibration=batches of (inputs, targets)")
     data = as_batches(calibration, "calibration", batch_fn)
-    squares = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
+    sums = {group.name: torch.zeros(3, group.size, dtype=torch.float64) for group in groups}
     samples = 0
     per_sample_loss = resolve_loss(loss)
     with in_eval_mode(model), (progress or NoProgress()).stage("gradients", data.count()) as advance:
@@ -59,10 +59,11 @@ def collect(
             for row in range(batch.size):
                 gradients = _gate_products(model, batch.take(torch.tensor([row])), per_sample_loss, samples)
                 for group in groups:
-                    squares[group.name] += sum_over_group(group, gradients, masked_only=True).square()
+                    value = sum_over_group(group, gradients, masked_only=True)
+                    sums[group.name] += torch.stack([value, value.abs(), value.square()])
                 samples += 1
                 advance(1)
-    return Statistics(weights, squares, samples)
+    return Statistics(weights, samples, {name: Derivatives(*values) for name, values in sums.items()})
 
 
 def _gate_products(model: nn.Module, sample: Batch, loss: PerSample, number: int) -> dict[str, Tensor]:

@@ -80,9 +80,9 @@ class Taylor:
 
     def __call__(self, group: Group, statistics: Statistics) -> Tensor:
         """Scores >= 0, float64 (units,)."""
-        if group.name not in statistics.gate_squares:
+        if group.name not in statistics.gates:
             raise ArgumentError(
                 f"Taylor needs gradients, which were not collected for group {group.name!r}; "
                 "pass needs=Taylor().needs to collect"
             )
-        return statistics.gate_squares[group.name] / max(statistics.samples, 1)
+        return statistics.gates[group.name].squares / max(statistics.samples, 1)

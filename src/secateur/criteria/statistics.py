@@ -6,27 +6,116 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from secateur.capture.calls import Place, column_units
+from secateur.capture.forms import Form
+from secateur.capture.gram import Gram
 from secateur.types import Group, Slice
 
 WEIGHTS = "weights"
 GATE_GRADIENTS = "gate_gradients"
-NEEDS = frozenset({WEIGHTS, GATE_GRADIENTS})
+WEIGHT_GRADIENTS = "weight_gradients"
+INPUT_MOMENTS = "input_moments"
+GRAMS = "grams"
+OUTPUT_GRADIENTS = "output_gradients"
+HESSIAN_DIAGONAL = "hessian_diagonal"
+NEEDS = frozenset({WEIGHTS, GATE_GRADIENTS, WEIGHT_GRADIENTS, INPUT_MOMENTS, GRAMS, OUTPUT_GRADIENTS, HESSIAN_DIAGONAL})
+
+
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """Sums over samples of a derivative of the loss, taken for each sample by itself.
+
+    Attributes:
+        total: sum of the derivatives.
+        absolute: sum of their absolute values.
+        squares: sum of their squares.
+    """
+
+    total: Tensor
+    absolute: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over all positions of all samples, for each column of a consumer: float64 (groups, columns).
+
+    Attributes:
+        positions: how many.
+        total: sum of the inputs.
+        absolute: sum of their absolute values.
+        squares: sum of their squares.
+        zeros: how many were exactly zero.
+    """
+
+    positions: int
+    total: Tensor
+    absolute: Tensor
+    squares: Tensor
+    zeros: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A weight (or some rows of one) that is used as a linear map, and what went in and out.
+
+    Attributes:
+        place: which rows of which parameter.
+        bias: where its bias lies; None without one.
+        form: how it looks as a matrix.
+        calls: how often it is used in one forward pass.
+        moments: of the inputs; None where nobody asked.
+        gram: second moments of the inputs with a constant; None where nobody asked.
+        output_gradients: float64 (groups, rows, rows): sum over samples and positions of products of the
+            loss's derivatives by the outputs; None where nobody asked.
+    """
+
+    place: Place
+    bias: Place | None
+    form: Form
+    calls: int
+    moments: Moments | None = None
+    gram: Gram | None = None
+    output_gradients: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of a model on calibration data.
+    """Statistics of a model on calibration data. What no criterion asked for is empty.
 
     Attributes:
         weights: parameter name -> the parameter, detached.
-        gate_squares: group name -> float64 (units,): sum over samples of the squared derivative of the
-            loss by a gate on the unit. Empty when no criterion asked for gradients.
         samples: number of calibration samples read.
+        gates: group name -> (units,): derivatives by a gate on what consumers see of the unit.
+        gradients: parameter name -> derivatives by each of its elements.
+        consumers: every weight that is used as a linear map, in the order of first use.
+        hessian_diagonal: parameter name -> second derivatives of the mean loss by each of its elements.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    gate_squares: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
+    gates: Mapping[str, Derivatives] = field(default_factory=dict)
+    gradients: Mapping[str, Derivatives] = field(default_factory=dict)
+    consumers: tuple[Consumer, ...] = ()
+    hessian_diagonal: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def consumers_of(group: Group, statistics: Statistics) -> list[tuple[Consumer, Tensor]]:
+    """The weights that read the units of a group, each with the unit of each of its columns: int64 (groups, columns).
+
+    Columns of no unit are marked -1 (`capture.calls.NONE`).
+    """
+    found = []
+    for s in group.slices:
+        if not s.masked or not s.trained:
+            continue
+        for consumer in statistics.consumers:
+            if consumer.place.name == s.parameter:
+                shape = tuple(statistics.weights[s.parameter].shape)
+                units = column_units(consumer.form, consumer.place, s, shape)
+                if units is not None and bool((units >= 0).any()):
+                    found.append((consumer, units))
+    return found
 
 
 def sum_over_unit(s: Slice, values: Tensor) -> Tensor:
