@@ -5,6 +5,7 @@ come from attributes can be rewritten; the same attribute in two places ties two
 is written down as a number fixes the axis that it counts.
 """
 
+import functools
 import itertools
 from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from functools import partial
 from torch import fx
 
 from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves
-from secateur.graph.sizes import Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
+from secateur.graph.sizes import Arithmetic, Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
 from secateur.graph.typing import Constant, Typing, operator_name
 from secateur.types import Fallback
 
@@ -36,6 +37,7 @@ def settle(typing: Typing, fallback: Fallback = "error") -> None:
         if isinstance(constant.source, Literal):
             typing.fix([constant.dim], _WRITTEN.format(operator_name(constant.node).removeprefix("aten.")))
     typing.families += _counted_alike(typing.constants + typing.agreements) + _read_off_shapes(typing)
+    typing.families += _divided(typing)
     settle_families(typing)
     _try_every_axis(typing)
     settle_families(typing)
@@ -135,6 +137,27 @@ def _read_off_shapes(typing: Typing) -> list[tuple[DimType, ...]]:
     return list(found)
 
 
+def _divided(typing: Typing) -> list[tuple[DimType, ...]]:
+    """A dimension that is divided to size another, as in `view(n, self.heads, x.shape[-1] // self.heads)`.
+
+    It stays as wide as what it is divided by times what it gives.
+    """
+    counted: dict[Source, DimType] = {
+        c.source: c.dim for c in typing.constants if isinstance(c.source, Attribute) and c.sign == 1
+    }
+    found: dict[tuple[DimType, DimType], None] = {}
+    for constant in typing.constants:
+        if not isinstance(constant.source, Arithmetic) or constant.source.symbol != "//" or constant.sign != 1:
+            continue
+        whole, by = constant.source.left, constant.source.right
+        divided = extent_dim(typing, whole) if isinstance(whole, Extent) else counted.get(whole)
+        times = extent_dim(typing, by) if isinstance(by, Extent) else counted.get(by)
+        parts = Product((times or Fixed(by.value), constant.dim))
+        if divided is not None and divided.size == parts.size:
+            found[divided, parts] = None
+    return list(found)
+
+
 def settle_families(typing: Typing) -> None:
     """Axes that must stay equally wide: one fixed, all fixed; layouts that differ cannot be kept equal."""
     changed = True
@@ -147,7 +170,7 @@ def settle_families(typing: Typing) -> None:
 def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
     free = [dim for dim in family if not isinstance(dim, Fixed)]
     fixed = [dim for dim in family if isinstance(dim, Fixed)]
-    if not free or (not fixed and len(set(free)) == 1):
+    if not free or (not fixed and len({_width(dim) for dim in free}) == 1):
         return False
     if fixed:
         typing.fix(free, fixed[0].reason or "it must stay as wide as an axis that is fixed")
@@ -156,19 +179,44 @@ def _settle(typing: Typing, family: Sequence[DimType]) -> bool:
     products = [dim.factors for dim in free if isinstance(dim, Product)]
     if len(products) == len(free):
         products = _without_common(products)
-    if len(axes) == len(free) or (len(products) == len(free) and not any(products)):
+    if len(axes) == len(free):
         return False
     layouts = {tuple(f.size for f in factors) for factors in products}
     if len(layouts) == 1 and len(products) + len(axes) == len(free):
         for axis in axes:
             typing.unify(axis, Product(typing.fresh(*layouts)))
         return _tie_factors(typing, products) or bool(axes)
-    if products:
-        typing.fix(free, "it must stay as wide as an axis of another layout")
-        return True
     for dim in free[1:]:
         typing.unify(free[0], dim)
     return True
+
+
+def _width(dim: DimType) -> frozenset[tuple[tuple[int, ...], int]]:
+    """The size of a dimension as a polynomial in the widths of its axes: (axes, coefficient) of each term.
+
+    >>> _width(Concat((Axis(1, 2), Axis(1, 2)))) == _width(Product((Fixed(2), Axis(1, 2))))
+    True
+    """
+    return frozenset(_terms(dim).items())
+
+
+def _terms(dim: DimType) -> Counter[tuple[int, ...]]:
+    match dim:
+        case Axis(id_):
+            return Counter({(id_,): 1})
+        case Fixed(size):
+            return Counter({(): size})
+        case Concat(parts):
+            return sum(map(_terms, parts), Counter())
+        case Product(factors):
+            return functools.reduce(_times, map(_terms, factors))
+
+
+def _times(a: Counter[tuple[int, ...]], b: Counter[tuple[int, ...]]) -> Counter[tuple[int, ...]]:
+    product: Counter[tuple[int, ...]] = Counter()
+    for (ids, times), (more, by) in itertools.product(a.items(), b.items()):
+        product[tuple(sorted(ids + more))] += times * by
+    return product
 
 
 def _without_common(products: Sequence[tuple[DimType, ...]]) -> list[tuple[DimType, ...]]:

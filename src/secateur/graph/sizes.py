@@ -7,6 +7,7 @@ remember their source and pass it on through arithmetic.
 """
 
 import contextlib
+import functools
 import operator
 import weakref
 from collections import defaultdict
@@ -232,6 +233,8 @@ class SizeRecorder(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in SHAPES:
             return self._tagged_shape(args[0], func(*args, **kwargs), args[1:] or tuple(kwargs.values()))
+        if func in COUNTS:
+            return self._tagged_count(args[0], func(*args, **kwargs))
         if func in UNTRACED:
             return func(*args, **kwargs)
         call = len(self.calls)
@@ -275,6 +278,12 @@ class SizeRecorder(TorchFunctionMode):
                 if isinstance(tensor, Tensor):
                     self._made[id(tensor)] = (weakref.ref(tensor), call, place)
 
+    def _tagged_count(self, tensor: Tensor, result: Any) -> Any:
+        """The number of elements: the product of the extents."""
+        if type(result) is not int or not tensor.ndim:
+            return result
+        return functools.reduce(operator.mul, self._tagged_shape(tensor, tensor.shape, ()))
+
     def _tagged_shape(self, tensor: Tensor, result: Any, dim: tuple[Any, ...]) -> Any:
         reference, call, place = self._made.get(id(tensor), (None, None, 0))
         if reference is None or reference() is not tensor:
@@ -287,10 +296,11 @@ class SizeRecorder(TorchFunctionMode):
 SHAPES = frozenset(
     {torch.Tensor.shape.__get__, torch.Tensor.size, torch.ops.aten.sym_size.int}  # type: ignore[attr-defined]
 )
+COUNTS = frozenset({torch.Tensor.numel, torch.Tensor.nelement, torch.numel})
 # Export asks these of every tensor, many times over; they make no node, and no size comes of them.
 UNTRACED = frozenset(
     {
-        *(getattr(torch.Tensor, name) for name in ("dim", "stride", "is_contiguous", "storage_offset", "numel")),
+        *(getattr(torch.Tensor, name) for name in ("dim", "stride", "is_contiguous", "storage_offset")),
         *(getattr(torch.Tensor, name) for name in ("is_inference", "is_conj", "is_neg", "_is_view", "untyped_storage")),
         *(getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "requires_grad", "is_leaf")),
         *(

@@ -99,7 +99,8 @@ def cut_model(
 ) -> CutModel:
     """Like `cut`, with a record of what was done."""
     found = structure(program, fallback=fallback)
-    if not plan.keep.keys() <= {group.name for group in found.units}:
+    sizes = {group.name: group.size for group in found.units}
+    if any(sizes.get(name) != plan.sizes[name] for name in plan.keep):
         # Either a plan for another model, or for a graph: then what stands in the way can be told.
         found = structure(program, fallback="graph")
     check_plan(plan, found.units)

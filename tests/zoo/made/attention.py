@@ -115,6 +115,47 @@ class FusedQKV(nn.Module):
         return self.head(x + self.to_out(y))
 
 
+class DividedHeads(nn.Module):
+    """Heads that divide the width of the stream, all three projections at once; keys have no bias of their own."""
+
+    def __init__(self, *, bias_of_keys: bool = True) -> None:
+        super().__init__()
+        self.heads, self.bias_of_keys = 4, bias_of_keys
+        self.embed, self.qkv, self.out = nn.Linear(5, 24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, width = x.shape
+        bias = self.qkv.bias.clone()
+        if not self.bias_of_keys:
+            third = bias.numel() // 3
+            bias[third : 2 * third].zero_()
+        qkv = functional.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-2, -1)).softmax(dim=-1)
+        return self.head(x + self.out((weights @ v).transpose(1, 2).reshape(b, n, -1)))
+
+
+class HeadsInHalves(nn.Module):
+    """A stream that attention over its features sees as heads, and whose second half has a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 8
+        self.embed, self.qkv, self.out = nn.Linear(5, 48), nn.Linear(48, 144), nn.Linear(48, 48)
+        self.own, self.head = nn.Linear(24, 24), nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, width = x.shape
+        kept, changed = x.chunk(2, dim=-1)
+        x = torch.cat([kept, self.own(changed)], dim=-1)
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 4, 1)
+        weights = (functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-2, -1)).softmax(dim=-1)
+        return self.head(x + self.out((weights @ v).permute(0, 3, 1, 2).reshape(b, n, width)))
+
+
 class EinsumAttention(nn.Module):
     """Heads as dimensions of plain parameters, contracted by einsum."""
 
