@@ -68,7 +68,8 @@ class Group:
             dimensions lie in), and each row keeps equally many. 1: no such constraint.
         nesting: the outer units that the rows lie in, in order of the rows; empty if in none.
         exact: removing a unit equals zeroing what its consumers see.
-        note: why the group is not exact; empty if it is.
+        note: why the group is not exact, or why the layers of a stack stay equally wide though they were to be
+            apart; else empty.
         multiple_of: the kept width of a row must be a multiple of this.
         minimum: the least width of a row.
     """

@@ -18,6 +18,8 @@ ALWAYS = (
     "linear_attention",
     "lstm_packed_state",
     "lstm_projected_two_way",
+    "lstm_projected_two_way_apart",
+    "rnn_packed_state_apart",
     "message_passing",
     "pixel_shuffle",
     "sparse_experts",

@@ -19,12 +19,14 @@ class Entry:
         build: makes the network, randomly initialised.
         inputs: batch size -> arguments and keyword arguments, in float64 where they are real numbers.
         batches: batch sizes that its forward takes besides two.
+        split_stacks: each layer of a stacked recurrent module is cut to a width of its own.
     """
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Inputs]
     batches: tuple[int, ...] = (3,)
+    split_stacks: bool = False
 
     def __repr__(self) -> str:
         return self.name

@@ -206,4 +206,7 @@ CONTAINERS: _Rows = {
 }
 
 TABLE = _recurrent() | CONVOLUTIONAL | ATTENTIVE | PARAMETERS | GATED | CONTAINERS
+# The layers of these stacks are cut to different widths too.
+SPLIT = ("lstm_two_way_stack", "gru_last_state_two_way", "rnn_packed_state", "lstm_projected_two_way", "conv_then_lstm")
 ENTRIES = [Entry(f"handmade/{name}", build, inputs) for name, (build, inputs) in TABLE.items()]
+ENTRIES += [Entry(f"handmade/{name}_apart", *TABLE[name], split_stacks=True) for name in SPLIT]

@@ -90,7 +90,7 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
     program = trace(model, args, kwargs)
     verdict.trace_s = round(time.perf_counter() - started, 2)
     started = time.perf_counter()
-    found = structure(program)
+    found = structure(program, split_stacks=entry.split_stacks)
     verdict.structure_s = round(time.perf_counter() - started, 2)
     _describe(found, verdict)
     broken = [f.reason for f in found.fixed if f.reason.startswith(BROKEN)]
@@ -100,7 +100,10 @@ def _examine(entry: Entry, verdict: Verdict, *, every_plan: bool) -> None:
         assert found.groups, "no group"
         _renormalised(entry, model, program, found, verdict)
         return
-    for number, chosen in enumerate(plans(exact, every_plan=every_plan)):
+    chosen_plans = plans(exact, every_plan=every_plan)
+    if entry.split_stacks:
+        chosen_plans.append(_staggered(exact))
+    for number, chosen in enumerate(chosen_plans):
         small = _hold(entry, model, program, chosen, verdict)
         _same_state(model, before)
         if number == 0:
@@ -129,6 +132,11 @@ def plans(groups: Sequence[Group], *, every_plan: bool) -> list[Plan]:
         plan(groups, _scores(groups, 3), sparsity=0.9),
         plan_widths(groups, _scores(groups, 4), {g.name: _one_less(g) for g in groups}),
     ]
+
+
+def _staggered(groups: Sequence[Group]) -> Plan:
+    """Half of one group, less of the next."""
+    return plan(groups, _scores(groups, 8), sparsity={g.name: (0.5, 0.3)[k % 2] for k, g in enumerate(groups)})
 
 
 def _one_less(group: Group) -> int:
@@ -212,7 +220,7 @@ def _again(entry: Entry, small: nn.Module) -> None:
     """A cut model can be traced and cut once more."""
     args, kwargs = entry.inputs(2)
     program = trace(small, args, kwargs)
-    groups = [g for g in structure(program).groups if g.exact]
+    groups = [g for g in structure(program, split_stacks=entry.split_stacks).groups if g.exact]
     chosen = plan(groups, _scores(groups, 5), sparsity=0.3)
     fresh = entry.inputs(entry.batches[0])
     with Narrowing() as watch:
@@ -252,7 +260,7 @@ def _as_graph(entry: Entry, model: nn.Module, program: Program, verdict: Verdict
     """What only a graph can follow is cut exactly too."""
     if program.recorded:
         return
-    found = structure(program, fallback="graph")
+    found = structure(program, fallback="graph", split_stacks=entry.split_stacks)
     verdict.graph_coverage = round(found.coverage(), 4)
     groups = [g for g in found.groups if g.exact]
     chosen = plan(groups, _scores(groups, 7), sparsity=0.5)

@@ -7,13 +7,12 @@ with the class below instead: same parameters under the same names, same call, s
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_Module = TypeVar("_Module", bound=nn.Module)
+from secateur.graph.copies import become
 
 
 class HeadwiseAttention(nn.Module):
@@ -161,7 +160,7 @@ def release_heads(model: nn.Module) -> dict[str, HeadwiseAttention]:
         if type(module) is nn.MultiheadAttention:
             scale = module.head_dim**-0.5
             vars(module)["scale"] = scale
-            found[path] = _of_class(module, HeadwiseAttention)
+            found[path] = become(module, HeadwiseAttention)
     return found
 
 
@@ -199,13 +198,7 @@ def fits_torch(module: HeadwiseAttention) -> bool:
 
 def _to_torch(module: HeadwiseAttention) -> None:
     del module.scale
-    _of_class(module, nn.MultiheadAttention)
-
-
-def _of_class(module: nn.Module, kind: type[_Module]) -> _Module:
-    """The same module, of another class: every reference to it, its hooks and its tensors stay."""
-    module.__class__ = kind
-    return cast("_Module", module)
+    become(module, nn.MultiheadAttention)
 
 
 @contextlib.contextmanager

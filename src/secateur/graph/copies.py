@@ -1,8 +1,8 @@
-"""Copies of models, also of those that keep results of their last call."""
+"""Copies of models, also of those that keep results of their last call; and modules that change their class."""
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -26,6 +26,17 @@ def copy_of(model: Model, instead: Mapping[int, Tensor] | None = None) -> Model:
     computed = [t for module in model.modules() for t in _tensors(vars(module)) if not t.is_leaf]
     known = {id(tensor): tensor.detach().clone() for tensor in computed}
     return copy.deepcopy(model, known | dict(instead or {}))
+
+
+def become(module: nn.Module, kind: type[Model]) -> Model:
+    """The same module, of another class: every reference to it, its hooks and its tensors stay.
+
+    >>> layer = nn.Identity()
+    >>> become(layer, nn.Flatten) is layer, type(layer).__name__
+    (True, 'Flatten')
+    """
+    module.__class__ = kind
+    return cast("Model", module)
 
 
 def _tensors(held: Any) -> Iterator[Tensor]:

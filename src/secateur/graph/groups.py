@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ class Structure:
         typing: the types themselves.
         axis_groups: axis id -> name of its group.
         fallback: "graph" if the groups are those that only a graph can follow too.
+        split_stacks: whether layers of one stacked recurrent module may end at different widths.
         branches: residual branches that can go as a whole.
     """
 
@@ -40,12 +42,17 @@ class Structure:
     typing: Typing
     axis_groups: dict[int, str]
     fallback: Fallback = "error"
+    split_stacks: bool = False
     branches: tuple[Branch, ...] = ()
 
     @property
     def units(self) -> tuple[Group, ...]:
         """All groups, those of one branch each too."""
         return self.groups + tuple(branch.group for branch in self.branches)
+
+    def has(self, sizes: Mapping[str, int]) -> bool:
+        """Whether there are groups of these names and numbers of units."""
+        return sizes.items() <= {group.name: group.size for group in self.units}.items()
 
     def coverage(self) -> float:
         """Share of removable positions, over all parameters, that lie in a group.
@@ -60,6 +67,8 @@ class Structure:
 
 Ignored = Collection[str | Callable[[str], bool]]
 Option = int | Mapping[str, int]
+
+LAYER = re.compile(r"(?:(.*)\.)?(?:weight|bias)_(?:ih|hh|hr)_l(\d+)(?:_reverse)?")
 
 PLACES = {"outer": "head", "inner": "head_dim"}
 
@@ -85,6 +94,7 @@ def find_groups(
     minimum: Option = 1,
     fallback: Fallback = "error",
     branches: bool = False,
+    split_stacks: bool = False,
 ) -> tuple[Group, ...]:
     """Every set of parameter slices that can be cut together.
 
@@ -97,6 +107,11 @@ def find_groups(
         fallback: "graph" also finds what the model's own forward pass could not follow; to be passed to `mask`,
             `cut` and `plan.cost` too.
         branches: residual branches too, each a group of one unit that may go (a sparsity of 1).
+        split_stacks: each layer of a stacked `nn.LSTM`, `nn.GRU` or `nn.RNN` is a group of its own (`"rnn.l0"`), so
+            that layers may end at different widths; `cut` then puts an equivalent stack in the module's place. The
+            two directions of a layer stay equally wide. Layers stay together where one tensor holds the states of
+            all: where an initial state is given, or the final states are read otherwise than layer by layer; the
+            group's note says so. Else all layers are one group, and keep equally many units each.
 
     Raises:
         ArgumentError: a number below 1, or a pattern that fits no group.
@@ -106,7 +121,7 @@ def find_groups(
     >>> [(g.name, g.size) for g in sc.find_groups(sc.trace(net, (torch.zeros(1, 3),)))]
     [('0', 5)]
     """
-    found = structure(program, ignore, fallback=fallback)
+    found = structure(program, ignore, fallback=fallback, split_stacks=split_stacks)
     groups = found.groups
     names = [group.name for group in groups]
     multiples, least = _option(names, multiple_of, "multiple_of"), _option(names, minimum, "minimum")
@@ -116,18 +131,34 @@ def find_groups(
     return sized + found.units[len(groups) :] if branches else sized
 
 
-def find_fixed(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> tuple[FixedAxis, ...]:
-    """Every parameter dimension that no group holds, and why."""
-    return structure(program, ignore, fallback=fallback).fixed
+def find_fixed(
+    program: Program, ignore: Ignored = (), *, fallback: Fallback = "error", split_stacks: bool = False
+) -> tuple[FixedAxis, ...]:
+    """Every parameter dimension that no group of `find_groups` holds, and why."""
+    return structure(program, ignore, fallback=fallback, split_stacks=split_stacks).fixed
 
 
-def structure(program: Program, ignore: Ignored = (), *, fallback: Fallback = "error") -> Structure:
+def structure(
+    program: Program, ignore: Ignored = (), *, fallback: Fallback = "error", split_stacks: bool = False
+) -> Structure:
     """Type `program` and read groups and fixed axes off the types; this is done once for a program."""
-    key = ("structure", fallback)
+    key = ("structure", fallback, split_stacks)
     if key not in program.derived:
-        program.derived[key] = _structure(program, fallback)
+        program.derived[key] = _structure(program, fallback, split_stacks)
     whole: Structure = program.derived[key]
     return _without(whole, ignore) if ignore else whole
+
+
+def structure_for(program: Program, sizes: Mapping[str, int], fallback: Fallback = "error") -> Structure:
+    """The structure that has groups of these names and numbers of units, as a plan names them.
+
+    Where none has, the one in which the layers of a stack are one group.
+    """
+    found = structure(program, fallback=fallback)
+    if found.has(sizes):
+        return found
+    split = structure(program, fallback=fallback, split_stacks=True)
+    return split if split.has(sizes) else found
 
 
 def _without(whole: Structure, ignore: Ignored) -> Structure:
@@ -143,8 +174,8 @@ def _without(whole: Structure, ignore: Ignored) -> Structure:
     )
 
 
-def _structure(program: Program, fallback: Fallback) -> Structure:
-    typing = infer(program, fallback)
+def _structure(program: Program, fallback: Fallback, split_stacks: bool) -> Structure:
+    typing = infer(program, fallback, split_stacks=split_stacks)
     outer = outer_axes(typing)
     known = look_up(typing, fallback)
     # Equal types lie equally: one index tensor serves all their slices.
@@ -170,7 +201,7 @@ def _structure(program: Program, fallback: Fallback) -> Structure:
         for family, group in zip(members, groups, strict=True)
     )
     named_axes = {id_: place.outer for id_, place in places.items()}
-    return Structure(nested, tuple(fixed), typing, named_axes, fallback, tuple(find_branches(program)))
+    return Structure(nested, tuple(fixed), typing, named_axes, fallback, split_stacks, tuple(find_branches(program)))
 
 
 def extent(s: Slice) -> int:
@@ -281,22 +312,29 @@ def _group(
     notes = known.why_inexact(family)
     place = _nesting(known, own, family)
     return Group(
-        name=_producer(own),
+        name=_producer(known, own),
         size=width * sum(_rows_of(id_, outer) for id_ in family),
         slices=tuple(own),
         granularity="expert" if known.ranked.intersection(family) else _granularity(known, own, place),
         rows=sum(_rows_of(id_, outer) for id_ in family),
         exact=not notes,
-        note="; ".join(notes),
+        note="; ".join(notes + known.why_tied(family)),
         minimum=max(known.least(family), 2 if place else 1),
     )
 
 
-def _producer(slices: list[Slice]) -> str:
-    """The module that makes the units: owner of the first slice that is not a consumer's input."""
+def _producer(known: Lookup, slices: list[Slice]) -> str:
+    """The module that makes the units: owner of the first slice that is not a consumer's input.
+
+    Where that is a stack of recurrent layers and one of them alone makes the units, the layer.
+    """
     trained = [s for s in slices if s.trained]
     made = [s for s in trained if not s.masked] or [s for s in trained if s.dim == 0] or trained
     owner, _, leaf = made[0].parameter.rpartition(".")
+    places = (LAYER.fullmatch(s.parameter) for s in made)
+    layers = {place[2] for place in places if place and (place[1] or "") == owner}
+    if len(layers) == 1 and f"{owner}.weight_ih_l1".removeprefix(".") in known.state:
+        return f"{owner}.l{layers.pop()}".removeprefix(".")
     return owner if leaf in {"weight", "bias"} or leaf.startswith(("weight_", "bias_")) else made[0].parameter
 
 

@@ -18,7 +18,7 @@ from secateur.types import Fallback
 BROKEN = "the rule of"
 
 
-def infer(program: Program, fallback: Fallback = "error") -> Typing:
+def infer(program: Program, fallback: Fallback = "error", *, split_stacks: bool = False) -> Typing:
     """Type every dimension of every tensor in `program`.
 
     An operator without a rule fixes everything it touches: the result can be less prunable, never
@@ -27,8 +27,9 @@ def infer(program: Program, fallback: Fallback = "error") -> Typing:
     Args:
         program: from `trace`.
         fallback: "error" fixes what the user's own forward pass cannot follow, "graph" does not.
+        split_stacks: layers of one stacked recurrent module may end at different widths.
     """
-    typing = Typing(program)
+    typing = Typing(program, split_stacks)
     typing.state.update({name: typing.fresh(shape) for name, shape in program.shapes.items()})
     for node in program.nodes:
         match node.op:

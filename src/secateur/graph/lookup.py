@@ -22,6 +22,7 @@ class Lookup:
         reshaped: parameter -> axes that are summed over after it was reshaped.
         remarks: axis -> numbers of the remarks about it.
         texts: of all remarks.
+        tied: axis -> why layers of a stack stay equally wide.
         ranked: axes whose units are chosen by rank.
         minimums: axis -> the least width that an operator asks for.
     """
@@ -32,6 +33,7 @@ class Lookup:
     reshaped: Mapping[str, frozenset[int]]
     remarks: Mapping[int, Sequence[int]]
     texts: Sequence[str]
+    tied: Mapping[int, Sequence[str]]
     ranked: frozenset[int]
     minimums: Mapping[int, int]
 
@@ -43,6 +45,10 @@ class Lookup:
         """The remarks about any of the axes, in the order in which they were made."""
         numbers = sorted({number for id_ in axes for number in self.remarks.get(id_, ())})
         return tuple(dict.fromkeys(self.texts[number] for number in numbers))
+
+    def why_tied(self, axes: Iterable[int]) -> tuple[str, ...]:
+        """Why layers that were to be apart stay equally wide."""
+        return tuple(dict.fromkeys(text for id_ in axes for text in self.tied.get(id_, ())))
 
     def least(self, axes: Iterable[int]) -> int:
         """The least width of axes that stay equally wide."""
@@ -72,6 +78,10 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
             continue
         for axis in leaves(resolve(remark.dim)):
             remarks[axis.id].append(number)
+    tied: dict[int, list[str]] = defaultdict(list)
+    for dim, text in typing.tied:
+        for axis in leaves(resolve(dim)):
+            tied[axis.id].append(text)
     minimums: dict[int, int] = {}
     for dim, least in typing.minimums:
         minimums |= {axis.id: max(least, minimums.get(axis.id, 1)) for axis in leaves(resolve(dim))}
@@ -81,6 +91,7 @@ def look_up(typing: Typing, fallback: Fallback = "error") -> Lookup:
         summed=frozenset((c.source, c.at) for c in typing.contractions if c.source is not None and c.at is not None),
         reshaped={name: frozenset(axes) for name, axes in reshaped.items()},
         remarks=remarks,
+        tied=tied,
         texts=[remark.text for remark in typing.remarks],
         ranked=frozenset(axis.id for dim in typing.ranked for axis in leaves(resolve(dim))),
         minimums=minimums,

@@ -73,6 +73,9 @@ Source = Literal | Attribute | Extent | Arithmetic
 
 INPUT, STATE = -1, -2
 
+READ = Literal(-1 << 63)
+"""Stands for a number that is the value of a tensor, as the largest batch of a packed sequence is."""
+
 OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -238,7 +241,7 @@ class SizeRecorder(TorchFunctionMode):
         if func in UNTRACED:
             return func(*args, **kwargs)
         call = len(self.calls)
-        self.calls.append(tuple(source_of(leaf) for leaf in _integers((args, kwargs))))
+        self.calls.append(tuple(_sources((args, kwargs))))
         # What torch compares inside is its own affair.
         token = _compared.set(None)
         try:
@@ -312,20 +315,22 @@ UNTRACED = frozenset(
 )
 
 
-def _integers(value: Any) -> Iterator[int]:
-    """Every integer in nested arguments, slices included, in order."""
+def _sources(value: Any) -> Iterator[Source]:
+    """Sources of every integer in nested arguments, slices included, in order; a tensor can stand for one."""
     match value:
         case bool() | None:
             return
         case int():
-            yield value
+            yield source_of(value)
+        case Tensor() if value.ndim == 0:
+            yield READ
         case slice():
-            yield from _integers((value.start, value.stop, value.step))
+            yield from _sources((value.start, value.stop, value.step))
         case tuple() | list():
             for item in value:
-                yield from _integers(item)
+                yield from _sources(item)
         case dict():
-            yield from _integers(tuple(value.values()))
+            yield from _sources(tuple(value.values()))
 
 
 @contextlib.contextmanager
@@ -438,10 +443,11 @@ class Sizes:
             index: which of them.
         """
         sources = self.of_node.get(node, ())
-        found = [s.value for s in sources]
-        for start in range(len(found) - len(values) + 1):
-            if found[start : start + len(values)] == list(values):
-                return sources[start + index]
+        for wild in ((), (READ,)):
+            for start in range(len(sources) - len(values) + 1):
+                found = sources[start : start + len(values)]
+                if all(s in wild or s.value == value for s, value in zip(found, values, strict=True)):
+                    return None if found[index] in wild else found[index]
         return next((s for s in sources if s.value == values[index]), None)
 
 

@@ -13,6 +13,7 @@ from secateur.graph.trace import Program
 from secateur.graph.unify import Unifier
 
 ONE_UNIT = "holds one position only"
+ONE_STATE = "the final states of its layers are read as one tensor, so they stay equally wide"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,16 @@ class Typing:
     """Everything inference knows: types of values and parameters, and facts about axes."""
 
     program: Program
+    split_stacks: bool = False
+    """Layers of one stacked recurrent module may end at different widths."""
     unifier: Unifier = field(default_factory=Unifier)
     values: dict[fx.Node, Types | list[Types]] = field(default_factory=dict)
     state: dict[str, Dims] = field(default_factory=dict)
     families: list[tuple[DimType, ...]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
+    tied: list[tuple[DimType, str]] = field(default_factory=list)
+    """Dimensions of layers that stay equally wide though they were to be apart, and why."""
     ranked: list[DimType] = field(default_factory=list)
     chosen: dict[fx.Node, DimType] = field(default_factory=dict)
     """Integers that are positions along a dimension -> that dimension."""
@@ -185,6 +190,8 @@ class Typing:
     def _merge_rows(self, types: RowDims) -> Dims:
         for row in types.rows[1:]:
             self.unifier.unify(types.rows[0], row)
+        if self.split_stacks and len(types.rows) > 1:
+            self.tied.append((types.rows[0], ONE_STATE))
         return (*types.dims[:-1], types.rows[0])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import SavedModelError
 from secateur.graph.attention import bind_heads, release_heads
 from secateur.graph.sizes import held_sizes
+from secateur.graph.stacks import fit_stacks
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors
 from secateur.storage.saved_graph import describe_graph, rebuild_graph
@@ -101,6 +102,7 @@ def load_model(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Mo
     apply(model, _rewrites(model, manifest, folder))
     replace_state(model, tensors)
     bind_heads(model)
+    fit_stacks(model)
     return model
 
 

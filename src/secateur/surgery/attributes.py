@@ -19,6 +19,7 @@ from secateur.graph.attention import HeadwiseAttention
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count, equations
 from secateur.graph.sizes import Attribute, source_leaves
+from secateur.graph.stacks import LayerwiseRecurrent, layer_widths
 from secateur.types import Rewrite
 
 Value = int | tuple[int, ...]
@@ -222,11 +223,11 @@ def _embedding(m: Any, groups: int | None) -> dict[str, Value]:
 
 
 def _recurrent(m: Any, groups: int | None) -> dict[str, Value]:
-    gates = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    last = layer_widths(m)[-1]
     return {
         "input_size": m.weight_ih_l0.shape[1],
-        "hidden_size": m.weight_ih_l0.shape[0] // gates,
-        "proj_size": m.weight_hr_l0.shape[0] if m.proj_size else 0,
+        "hidden_size": last.hidden,
+        "proj_size": last.output if m.proj_size else 0,
     }
 
 
@@ -254,6 +255,7 @@ _SIZES: dict[type[nn.Module], Callable[[Any, int | None], dict[str, Value]]] = {
     nn.RMSNorm: _layer_norm,
     nn.Embedding: _embedding,
     nn.RNNBase: _recurrent,
+    LayerwiseRecurrent: _recurrent,
     nn.RNNCellBase: _recurrent_cell,
     HeadwiseAttention: _attention,
     nn.PReLU: _prelu,

@@ -14,9 +14,10 @@ from secateur.graph.attention import bind_heads, release_heads
 from secateur.graph.axes import leaves
 from secateur.graph.branches import Branch
 from secateur.graph.copies import copy_of
-from secateur.graph.groups import Structure, structure
+from secateur.graph.groups import Structure, structure, structure_for
 from secateur.graph.settle import count
 from secateur.graph.sizes import Literal as Written
+from secateur.graph.stacks import fit_stacks
 from secateur.graph.trace import Program, named_state
 from secateur.graph.typing import Remark
 from secateur.surgery.attributes import (
@@ -42,6 +43,8 @@ from secateur.types import Fallback, Group, Note, Rewrite
 
 MOST_TRIALS = 64
 HEADWISE = "computes headwise: nn.MultiheadAttention asserts that its heads fill its width, which they no longer do"
+
+LAYERWISE = "computes layer by layer: torch's class has all layers equally wide, which they no longer are"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +101,10 @@ def cut_model(
     model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback = "error"
 ) -> CutModel:
     """Like `cut`, with a record of what was done."""
-    found = structure(program, fallback=fallback)
-    sizes = {group.name: group.size for group in found.units}
-    if any(sizes.get(name) != plan.sizes[name] for name in plan.keep):
+    found = structure_for(program, plan.sizes, fallback)
+    if not found.has(plan.sizes):
         # Either a plan for another model, or for a graph: then what stands in the way can be told.
-        found = structure(program, fallback="graph")
+        found = structure_for(program, plan.sizes, "graph")
     check_plan(plan, found.units)
     _check_program(model, program)
     small = copy_without(model, removed_marks(found.groups, plan, program.shapes))
@@ -174,11 +176,13 @@ def _cut_module(job: _Job, small: nn.Module) -> CutModel:
     apply(small, tuple(rewrites))
     rewrites += rewrite_known(small, demands(found, widths))
     remove_branches(small, job.gone, job.model, job.program)
-    replaced = tuple(Note(path, HEADWISE) for path in bind_heads(small))
+    stacks = fit_stacks(small)
+    replaced = tuple(Note(path, HEADWISE) for path in bind_heads(small)) + tuple(Note(p, LAYERWISE) for p in stacks)
     expected = _reference(job, small) if job.verify else None
     wanted = demands(found, widths, with_source=False)
-    # Where every size was followed to its source, there is nothing that a run could find out.
-    if job.verify or wanted or job.gone:
+    # Where every size was followed to its source, there is nothing that a run could find out; but how the forward
+    # pass reads the final states of a stack is not known.
+    if job.verify or wanted or job.gone or stacks:
         rewrites += _rewrite_rest(small, wanted, job, expected)
     return CutModel(small, tuple(rewrites), expected is not None, replaced=replaced)
 
@@ -205,7 +209,7 @@ def _check_followable(job: _Job) -> None:
 
 def _check_known_to_follow(job: _Job) -> None:
     """Unverified, a module is trusted only with groups that it has by itself: what ties more together was not asked."""
-    own = {group.name: group for group in structure(job.program).groups}
+    own = {group.name: group for group in structure(job.program, split_stacks=job.found.split_stacks).groups}
     for group in job.touched:
         other = own.get(group.name)
         if other is None or (other.size, other.rows, other.exact) != (group.size, group.rows, group.exact):

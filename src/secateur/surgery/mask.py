@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from secateur.graph.copies import copy_of
-from secateur.graph.groups import structure
+from secateur.graph.groups import structure_for
 from secateur.graph.trace import Program, named_state
 from secateur.surgery.plan import Plan, check_plan
 from secateur.surgery.tensors import removed_marks, replace_state, zero_marked
@@ -27,7 +27,7 @@ def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback =
     Raises:
         PlanError: the plan is for another model.
     """
-    groups = structure(program, fallback=fallback).units
+    groups = structure_for(program, plan.sizes, fallback).units
     check_plan(plan, groups)
     masked = copy_of(model)
     replace_state(masked, masked_tensors(masked, groups, plan))

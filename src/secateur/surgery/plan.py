@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.costs import cost_model
-from secateur.graph.groups import structure
+from secateur.graph.groups import structure_for
 from secateur.graph.trace import Program, named_state
 from secateur.types import Cost, Fallback, Group, Rows
 
@@ -92,7 +92,7 @@ class Plan:
             program: of the model.
             fallback: that which the groups of the plan were found with.
         """
-        found = structure(program, fallback=fallback)
+        found = structure_for(program, self.sizes, fallback)
         rows = {group.name: group.rows for group in found.units}
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:

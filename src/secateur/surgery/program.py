@@ -7,10 +7,11 @@ forward pass took from the shape of a tensor are taken from it again, so that ot
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence, Set as AbstractSet
+import operator
+from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,11 +19,12 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ArgumentError, SurgeryError
-from secateur.graph.groups import Structure, structure
+from secateur.graph.groups import Structure, structure_for
 from secateur.graph.settle import count, extent_dim
 from secateur.graph.sizes import OPERATIONS, STATE, Arithmetic, Attribute, Extent, Literal, Sized, Source, source_leaves
+from secateur.graph.stacks import uneven_stack
 from secateur.graph.trace import Program, input_nodes
-from secateur.graph.typing import Constant, operator_name
+from secateur.graph.typing import Constant, RowDims, arguments, operator_name
 from secateur.surgery.attributes import kept_units
 from secateur.surgery.depth import removed_modules
 from secateur.surgery.plan import Plan, check_plan, kept_widths
@@ -33,6 +35,7 @@ Places = AbstractSet[tuple[int, int]]
 HELD = "_held"
 INPUTS = "secateur_inputs"
 ASSERTIONS = frozenset({"aten._assert_tensor_metadata"})
+STACK_ARGUMENTS = ("input", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
 CHECKED = (int, float, str, type(None))
 
 
@@ -163,7 +166,7 @@ def cut_program(program: Program, plan: Plan, state: nn.Module, *, free: Places 
         PlanError: the plan is for another model.
         SurgeryError: the program gives no graph.
     """
-    found = structure(program, fallback="graph")
+    found = structure_for(program, plan.sizes, "graph")
     check_plan(plan, found.groups)
     return program_module(program, found, kept_units(found, kept_widths(found.groups, plan)), state, free=free)
 
@@ -239,6 +242,15 @@ class _Writer:
                 self.nodes[node] = self.graph.get_attr(name or self._holding(str(node.target)))
             case "get_attr":
                 self.nodes[node] = self.graph.get_attr(self._holding(str(node.target)))
+            case "call_function" if self._is_uneven(self.found.typing.values.get(node)):
+                named = arguments(node)
+                others = [named[name] for name in STACK_ARGUMENTS]
+                mode = operator_name(node).removeprefix("aten.").upper()
+                self._call(uneven_stack, node, (mode, *others))
+            case "call_function" if operator_name(node) == "aten.select" and self._is_states(node.args[0]):
+                self._call(operator.getitem, node, (node.args[0], arguments(node)["index"]))
+            case "call_function" if operator_name(node) == "aten.unbind" and self._is_states(node.args[0]):
+                self.nodes[node] = self._mapped(node.args[0])
             case "call_function" if operator_name(node) not in ASSERTIONS:
                 assert callable(node.target)
                 args, kwargs = self._sized_arguments(node)
@@ -246,6 +258,21 @@ class _Writer:
                 self.nodes[node] = self.graph.call_function(node.target, args, kwargs)
             case "output":
                 self.graph.output(pytree.tree_map(self._given, node.args[0]))
+
+    def _call(self, target: Callable[..., Any], node: fx.Node, args: tuple[Any, ...]) -> None:
+        self.nodes[node] = self.graph.call_function(target, fx.node.map_arg(args, self._mapped))
+
+    def _is_uneven(self, value: Any) -> bool:
+        """Whether a recurrent operator gave this, whose layers are cut to different widths."""
+        return isinstance(value, list) and any(map(self._is_apart, value))
+
+    def _is_states(self, node: Any) -> TypeGuard[fx.Node]:
+        """Whether `node` gives final states that are cut to different widths."""
+        return isinstance(node, fx.Node) and self._is_apart(self.found.typing.values.get(node))
+
+    def _is_apart(self, types: Any) -> bool:
+        resolve = self.found.typing.unifier.resolve
+        return isinstance(types, RowDims) and len({count(resolve(row), self.kept) for row in types.rows}) > 1
 
     def _given(self, leaf: Any) -> Any:
         """A leaf of the output; it may be a size."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product, leaves
+from secateur.graph.stacks import is_layerwise
 from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
 
 CHOSEN = "positions are chosen by index"
@@ -184,10 +185,13 @@ def cat_rule(typing: Typing, node: fx.Node) -> Dims:
     return tuple(result)
 
 
-def stack_rule(typing: Typing, node: fx.Node) -> Dims:
-    """stack: a new dimension, all others unify."""
+def stack_rule(typing: Typing, node: fx.Node) -> Types:
+    """stack: a new dimension, all others unify; but states that a stack of ours puts together can come apart."""
     named = arguments(node)
     tensors = [typing.dims(t) for t in named["tensors"]]
+    if is_layerwise(typing.program, node) and len(tensors) > 1:
+        lead = Fixed(len(tensors), "a layer")
+        return RowDims((lead, *tensors[0]), tuple(dims[-1] for dims in tensors))
     for dims in tensors[1:]:
         for a, b in zip(tensors[0], dims, strict=True):
             typing.unify(a, b)

@@ -6,10 +6,13 @@ from typing import Any
 from torch import fx
 
 from secateur.graph.axes import Concat, Dims, DimType, Fixed, Product
+from secateur.graph.stacks import module_path, stack_parameters
 from secateur.graph.typing import RowDims, Types, Typing, arguments, operator_name, shape_of
 
 GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
 STEP = "a step of a sequence, or a sample"
+GIVEN = "its initial state is given, one tensor for all layers, so they stay equally wide"
+OTHER_CLASS = "not a module of torch's own class with parameters of its own, so its layers stay equally wide"
 FILLED = ("aten.zeros", "aten.ones", "aten.full", "aten.new_zeros", "aten.zeros_like", "aten.empty")
 
 
@@ -24,7 +27,10 @@ class Cell:
 
 
 def recurrent_rule(typing: Typing, node: fx.Node) -> list[Types]:
-    """Each layer and direction has a hidden axis of its own; one module keeps them equally wide."""
+    """Each layer and direction has a hidden axis of its own; one module keeps them equally wide.
+
+    Where layers may be apart, the two directions of each still stay equally wide: one call of the operator runs both.
+    """
     named = arguments(node)
     gates = GATES[operator_name(node)]
     states = named["hx"] if isinstance(named["hx"], list | tuple) else [named["hx"]]
@@ -43,9 +49,9 @@ def recurrent_rule(typing: Typing, node: fx.Node) -> list[Types]:
             outputs.append(out)
         given += outputs
         feature = outputs[0] if directions == 1 else Concat(tuple(outputs))
-    typing.families.append(tuple(hidden))
-    if given != hidden:
-        typing.families.append(tuple(given))
+    together = directions if typing.split_stacks and _may_split(typing, node, hidden) else len(cells)
+    for kind in (hidden,) if given == hidden else (hidden, given):
+        typing.families += [tuple(kind[k : k + together]) for k in range(0, len(kind), together)]
     rows = [tuple(given), tuple(hidden)][: len(states)]
     finals = [_final_state(typing, state, row) for state, row in zip(states, rows, strict=True)]
     return [(*batch_steps, feature), *finals]
@@ -62,6 +68,21 @@ def recurrent_cell_rule(typing: Typing, node: fx.Node) -> Types | list[Types]:
     for state in states:
         typing.unify(typing.dims(state)[-1], inner)
     return [(*dims[:-1], out), (*dims[:-1], inner)] if len(states) == 2 else (*dims[:-1], out)
+
+
+def _may_split(typing: Typing, node: fx.Node, hidden: list[DimType]) -> bool:
+    """Whether an equivalent stack of layers of any width can take the place of the module that makes the call."""
+    named = arguments(node)
+    states = named["hx"] if isinstance(named["hx"], list | tuple) else [named["hx"]]
+    own = [typing.program.names.get(str(p.target)) if p.op == "placeholder" else None for p in named["params"]]
+    reason = None
+    if own != stack_parameters(typing.program, node):
+        reason = OTHER_CLASS
+    elif any(operator_name(state) not in FILLED or module_path(state) != module_path(node) for state in states):
+        reason = GIVEN
+    if reason is not None:
+        typing.tied += [(dim, reason) for dim in hidden]
+    return reason is None
 
 
 def _cells(params: list[Any], count: int, *, has_biases: bool) -> list[Cell]:
@@ -107,9 +128,9 @@ def _cell(
 def _final_state(typing: Typing, initial: Any, rows: tuple[DimType, ...]) -> Types:
     """Final hidden states, (layers x directions, batch, hidden); the initial one has the same shape."""
     initial_dims = typing.dims(initial)
-    # One value everywhere serves any layer; they are as wide as the first. Else every layer shares its axis.
+    # One value everywhere serves any layer; they are as wide as the last. Else every layer shares its axis.
     is_filled = operator_name(initial) in FILLED
-    for row in rows[:1] if is_filled else rows:
+    for row in rows[-1:] if is_filled else rows:
         typing.unify(initial_dims[-1], row)
     lead = tuple(Fixed(d.size, "a layer or sample") for d in initial_dims[:-1])
     if len(rows) == 1:
