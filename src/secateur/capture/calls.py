@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ class Place:
     stop: int
 
 
+class Run(Protocol):
+    """Does what an operator does."""
+
+    def __call__(self, inputs: Tensor = ...) -> Tensor:
+        """With these inputs, or the call's own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A weight, what it is about to be multiplied with, and how to do it.
@@ -36,7 +44,8 @@ class Call:
         values: of the weight, as the operator was given them: a view of the parameter.
         offset: values of the bias, (rows,); None without one.
         form: how inputs, outputs and weight look as matrices.
-        run: does what the operator does, with the values that the parameters have then.
+        run: does what the operator does, with the values that the parameters have then, and with the inputs
+            that it is given, or those above.
     """
 
     weight: Place
@@ -45,7 +54,7 @@ class Call:
     values: Tensor
     offset: Tensor | None
     form: Form
-    run: Callable[[], Tensor]
+    run: Run
 
     def design(self, positions: Tensor | None = None) -> Tensor:
         """Inputs as columns: (samples, positions, groups, columns)."""

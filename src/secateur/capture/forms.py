@@ -19,6 +19,9 @@ from torch.nn import functional
 class Form(Protocol):
     """One kind of linear map."""
 
+    def samples(self, inputs: Tensor) -> int:
+        """How many samples can be told apart."""
+
     def positions(self, inputs: Tensor) -> int:
         """Positions of each sample."""
 
@@ -58,6 +61,10 @@ class Dense:
 
     transposed: bool = False
 
+    def samples(self, inputs: Tensor) -> int:
+        """The first dimension."""
+        return len(inputs) if inputs.ndim > 1 else 1
+
     def positions(self, inputs: Tensor) -> int:
         """All dimensions between the first and the last."""
         return inputs.shape[1:-1].numel() if inputs.ndim > 1 else 1
@@ -86,6 +93,10 @@ class Bank:
 
     The samples cannot be told apart in its inputs: all its positions count as of one sample.
     """
+
+    def samples(self, inputs: Tensor) -> int:
+        """One."""
+        return 1
 
     def positions(self, inputs: Tensor) -> int:
         """Those of all samples."""
@@ -131,6 +142,10 @@ class Convolution:
     after: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int = 1
+
+    def samples(self, inputs: Tensor) -> int:
+        """The first dimension, where there is one for samples."""
+        return len(inputs) if inputs.ndim == len(self.kernel) + 2 else 1
 
     def positions(self, inputs: Tensor) -> int:
         """Positions of the outputs in space."""

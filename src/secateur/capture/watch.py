@@ -102,14 +102,14 @@ class Watcher(TorchFunctionMode):
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """A dense product; made unseen where the weight is no parameter."""
-        return self.seen(inputs, weight, bias, Dense(), lambda: functional.linear(inputs, weight, bias))
+        return self.seen(inputs, weight, bias, Dense(), lambda x: functional.linear(x, weight, bias))
 
     def step_by_step(self, layer: Layer) -> tuple[Tensor, State]:
         """Run a recurrent layer, its products made by the visitor."""
         return layer.run(self.linear)
 
     def seen(
-        self, inputs: Tensor, weight: Tensor, bias: Tensor | None, form: Form, run: Callable[[], Tensor]
+        self, inputs: Tensor, weight: Tensor, bias: Tensor | None, form: Form, run: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Let the visitor make the product, if the weight has a place."""
         values, found = weight, self.places.find(weight)
@@ -118,9 +118,13 @@ class Watcher(TorchFunctionMode):
             values, found = weight.T, self.places.find(weight.T)
             form = Dense(not form.transposed)
         if found is None or (isinstance(form, Dense) and values.ndim != 2):
-            return run()
+            return run(inputs)
+
+        def again(inputs: Tensor = inputs) -> Tensor:
+            return run(inputs)
+
         offset = None if bias is None else bias.detach()
-        return self.visit(Call(found, self.places.find(bias), inputs, values, offset, form, run))
+        return self.visit(Call(found, self.places.find(bias), inputs, values, offset, form, again))
 
 
 def _linear(mode: Watcher, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -132,9 +136,9 @@ def _matmul(mode: Watcher, a: Any, b: Any, **kwargs: Any) -> Any:
     if kwargs or not isinstance(a, Tensor) or not isinstance(other, Tensor):
         return NotImplemented
     if other.ndim == 2:
-        return mode.seen(a, other, None, Dense(transposed=True), lambda: torch.matmul(a, other))
+        return mode.seen(a, other, None, Dense(transposed=True), lambda x: torch.matmul(x, other))
     if other.ndim == 3 and a.ndim == 3:
-        return mode.seen(a, other, None, Bank(), lambda: torch.matmul(a, other))
+        return mode.seen(a, other, None, Bank(), lambda x: torch.matmul(x, other))
     return NotImplemented
 
 
@@ -147,7 +151,7 @@ def _matmul_named(mode: Watcher, *args: Any, **kwargs: Any) -> Any:
 def _addmm(mode: Watcher, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Any:
     if kwargs or bias.ndim != 1:
         return NotImplemented
-    return mode.seen(a, b, bias, Dense(transposed=True), lambda: torch.addmm(bias, a, b))
+    return mode.seen(a, b, bias, Dense(transposed=True), lambda x: torch.addmm(bias, x, b))
 
 
 def _convolution(rank: int) -> Callable[..., Any]:
@@ -169,7 +173,7 @@ def _convolution(rank: int) -> Callable[..., Any]:
             before = after = (0,) * rank if padding == "valid" else _each(padding, rank)
         form = Convolution(kernel, _each(stride, rank), before, after, space, groups)
         run = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
-        return mode.seen(input, weight, bias, form, lambda: run(input, weight, bias, stride, padding, dilation, groups))
+        return mode.seen(input, weight, bias, form, lambda x: run(x, weight, bias, stride, padding, dilation, groups))
 
     return read
 

@@ -1,18 +1,36 @@
 """One pass over calibration data that gathers what all asked criteria need."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.statistics import GATE_GRADIENTS, NEEDS, Derivatives, Statistics, sum_over_group
+from secateur.criteria.backward import Derived, Layout, Recorder, derive, gates_of, requiring, share_of
+from secateur.criteria.hessian import diagonal_of_sum
+from secateur.criteria.labels import sampled_targets
+from secateur.criteria.per_sample import parameters_of, plain_gates, single
+from secateur.criteria.statistics import (
+    GATE_GRADIENTS,
+    HESSIAN_DIAGONAL,
+    NEEDS,
+    OUTPUT_GRADIENTS,
+    WEIGHT_GRADIENTS,
+    WEIGHTS,
+    Derivatives,
+    Statistics,
+)
+from secateur.criteria.tally import Tally
 from secateur.data import Batch, BatchFn, as_batches, to_device
 from secateur.errors import ArgumentError, NumericalError
-from secateur.graph.trace import canonical_names, in_eval_mode
-from secateur.measures.metrics import PerSample, resolve_loss
+from secateur.graph.trace import canonical_names, in_eval_mode, kept_buffers
+from secateur.measures.metrics import PerSample, cross_entropy, per_sample, resolve_loss
 from secateur.progress import NoProgress, Progress
 from secateur.types import Group
+
+Labels = Literal["true", "sampled"]
 
 
 def collect(
@@ -20,69 +38,366 @@ def collect(
     groups: Sequence[Group],
     calibration: Any = None,
     *,
-    needs: Collection[str] = NEEDS,
+    needs: Collection[str] = NEEDS - {HESSIAN_DIAGONAL},
     loss: Any = "cross_entropy",
     batch_fn: BatchFn | None = None,
+    labels: Labels = "true",
+    positions: int | None = None,
+    most_columns: int = 8192,
+    hessian_vectors: int | None = 8,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Statistics:
     """Run the calibration data once and gather the statistics that `needs` names.
 
-    Gradients are taken sample by sample (memory: that of one sample's backward pass), in eval mode.
+    The model runs in eval mode. Weights need no data, moments of inputs and Grams no labels.
+
+    Gradients are those of each sample's own loss, summed as they are, in absolute value and squared, so
+    neither batch size nor order of samples changes them. They come from one backward pass over the whole batch,
+    which is taken apart by sample. That is checked: sums over samples against autograd's own gradients in
+    every batch; and samples, the first and last of the first batch and one of every batch whose number is a
+    power of two, against a run of that sample alone. What does not agree, or cannot be taken apart (packed
+    sequences, computed weights), is found by running every sample alone: slow, and right.
+
+    Memory: that of a training step with the batch, once more its activations' gradients, and the statistics (see
+    `bytes_needed`).
 
     Args:
         model: left as it is; its `.grad` fields are not touched.
         groups: from `find_groups`.
         calibration: any source of batches; may be None when no statistic needs data.
-        needs: `criterion.needs` of every criterion that will be asked.
+        needs: `criterion.needs` of every criterion that will be asked. All but the Hessian's diagonal if not
+            given.
         loss: name or callable, per sample.
         batch_fn: takes apart batches of an unusual shape.
+        labels: where output gradients come from: "true", the targets (empirical Fisher information), or "sampled",
+            drawn from the model's own predictions (the Fisher information; cross-entropy only, one more
+            backward pass, no targets needed).
+        positions: the most positions of each sample that a Gram reads, drawn anew for every batch; None: all.
+            All positions of a 3x3 convolution cost nine times its forward pass for each of 64 rows. The error
+            of a mean falls as 1 / sqrt(positions read).
+        most_columns: consumers with more columns get no Gram, those with more rows no output gradients; both
+            are noted. 8,192 columns take 0.5 GB.
+        hessian_vectors: random vectors of the Hessian's diagonal (Hutchinson), one product each for every batch.
+            The standard error of an element is the norm of the rest of its row of the Hessian, times
+            sqrt(1 / vectors). None: exact, with one product for each element of the model.
+        seed: of sampled labels, positions and vectors.
         progress: shown while running.
 
     Raises:
         ArgumentError: an unknown statistic, or data missing.
         NumericalError: the loss or a gradient is not finite; names the sample.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.constant_(model.weight, 1.0)
+    >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.zeros(2, 1))]
+    >>> found = collect(model, [], data, needs={"grams", "weight_gradients"}, loss="mse")
+    >>> found.consumers[0].gram.total.tolist()
+    [[[10.0, 2.0, 4.0], [2.0, 4.0, 2.0], [4.0, 2.0, 2.0]]]
+    >>> found.gradients["weight"].squares.tolist()  # of the gradients (6, 12) and (18, 0)
+    [[360.0, 144.0]]
     """
+    _check(needs, labels, loss, positions, hessian_vectors)
+    weights = {canonical_names(model)[name]: p.detach() for name, p in model.named_parameters()}
+    needs = frozenset(needs)
+    if not needs - {WEIGHTS}:
+        return Statistics(weights)
+    if calibration is None:
+        raise ArgumentError(
+            f"{', '.join(sorted(needs - {WEIGHTS}))} need calibration data; "
+            "pass calibration=batches of (inputs, targets), or of inputs alone where no gradients are asked for"
+        )
+    data = as_batches(calibration, "calibration", batch_fn)
+    work = _Pass(
+        model,
+        groups if GATE_GRADIENTS in needs else [],
+        needs,
+        resolve_loss(loss),
+        labels,
+        hessian_vectors,
+        seed,
+        Tally(needs, positions, most_columns, torch.Generator().manual_seed(seed)),
+    )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with (
+        torch.inference_mode(False),
+        in_eval_mode(model),
+        kept_buffers(model),
+        (progress or NoProgress()).stage("statistics", data.count()) as advance,
+    ):
+        for batch in data:
+            work.read(to_device(batch, device))
+            advance(batch.size)
+    return work.statistics(weights)
+
+
+def _check(needs: Collection[str], labels: str, loss: Any, positions: int | None, hessian_vectors: int | None) -> None:
     unknown = sorted(set(needs) - NEEDS)
     if unknown:
         raise ArgumentError(f"needs names the statistic {unknown[0]!r}; known are {sorted(NEEDS)}")
-    weights = {canonical_names(model)[name]: p.detach() for name, p in model.named_parameters()}
-    if GATE_GRADIENTS not in needs:
-        return Statistics(weights)
-    if calibration is None:
-        raise ArgumentError("gradients need calibration data; pass calibration=batches of (inputs, targets)")
-    data = as_batches(calibration, "calibration", batch_fn)
-    sums = {group.name: torch.zeros(3, group.size, dtype=torch.float64) for group in groups}
-    samples = 0
-    per_sample_loss = resolve_loss(loss)
-    with in_eval_mode(model), (progress or NoProgress()).stage("gradients", data.count()) as advance:
-        for batch in data:
-            for row in range(batch.size):
-                gradients = _gate_products(model, batch.take(torch.tensor([row])), per_sample_loss, samples)
-                for group in groups:
-                    value = sum_over_group(group, gradients, masked_only=True)
-                    sums[group.name] += torch.stack([value, value.abs(), value.square()])
-                samples += 1
-                advance(1)
-    return Statistics(weights, samples, {name: Derivatives(*values) for name, values in sums.items()})
+    if labels not in {"true", "sampled"}:
+        raise ArgumentError(f"labels={labels!r}; needed 'true' or 'sampled'")
+    if labels == "sampled" and loss != "cross_entropy":
+        raise ArgumentError("labels='sampled' draws classes, which needs loss='cross_entropy'; pass labels='true'")
+    for name, value in (("positions", positions), ("hessian_vectors", hessian_vectors)):
+        if value is not None and value < 1:
+            raise ArgumentError(f"{name}={value}; needed at least 1, or None")
 
 
-def _gate_products(model: nn.Module, sample: Batch, loss: PerSample, number: int) -> dict[str, Tensor]:
-    """Gradient times weight of every parameter, for one sample."""
-    names = canonical_names(model)
-    trained = {names[name]: p for name, p in model.named_parameters() if p.is_floating_point()}
-    frozen = [p for p in trained.values() if not p.requires_grad]
-    device = next(iter(trained.values())).device
-    sample = to_device(sample, device)
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        value = loss(model(*sample.args, **sample.kwargs), sample.targets).mean()
-        if not bool(value.isfinite()):
+@dataclass(eq=False)
+class _Pass:
+    """The sums so far, and what of the model cannot be taken apart by sample."""
+
+    model: nn.Module
+    groups: Sequence[Group]
+    needs: frozenset[str]
+    loss: PerSample
+    labels: Labels
+    hessian_vectors: int | None
+    seed: int
+    tally: Tally
+    samples: int = 0
+    batches: int = 0
+    has_compared: bool = False
+    gates: dict[str, Derivatives] = field(default_factory=dict)
+    gradients: dict[str, Derivatives] = field(default_factory=dict)
+    hessian: dict[str, Tensor] = field(default_factory=dict)
+    slow_groups: set[str] = field(default_factory=set)
+    slow_parameters: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        names = canonical_names(self.model)
+        every = {names[name]: p for name, p in self.model.named_parameters()}
+        floating = {name: p for name, p in every.items() if p.is_floating_point()}
+        masked = parameters_of(self.groups)
+        has_all = WEIGHT_GRADIENTS in self.needs
+        self.floating = floating
+        self.wanted = {name: p for name, p in floating.items() if has_all or name in masked}
+        self.apart = frozenset(self.wanted) if has_all else frozenset()
+        self.layout = Layout(self.groups, {name: tuple(p.shape) for name, p in every.items()})
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def read(self, batch: Batch) -> None:
+        """Add up one batch."""
+        has_losses = bool({GATE_GRADIENTS, WEIGHT_GRADIENTS} & self.needs)
+        has_outputs = OUTPUT_GRADIENTS in self.needs
+        self.tally.start()
+        with requiring(self.model, self.wanted):
+            recorder = Recorder(self.layout, self.tally.add, has_losses or has_outputs, has_outputs)
+            outputs = recorder.run(self.model, batch)
+            is_sampled = has_outputs and self.labels == "sampled"
+            if has_losses or (has_outputs and not is_sampled):
+                total = self._total(outputs, batch, self.samples)
+                derived = derive(
+                    recorder,
+                    total,
+                    self.wanted,
+                    batch.size,
+                    taken_apart=self.apart - self.slow_parameters,
+                    all_outputs=has_outputs and not is_sampled,
+                    keep=is_sampled,
+                )
+                self._add(derived, batch)
+            if is_sampled:
+                targets = sampled_targets(outputs, batch.targets, self.generator)
+                total = per_sample(cross_entropy, outputs, targets, batch.size, "loss").sum()
+                self._add_outputs(derive(recorder, total, {}, batch.size, taken_apart=(), all_outputs=True))
+        del recorder, outputs
+        if HESSIAN_DIAGONAL in self.needs:
+            self._add_hessian(batch)
+        self.samples += batch.size
+        self.batches += 1
+
+    def _total(self, outputs: Any, batch: Batch, first: int) -> Tensor:
+        """The sum of the losses; each must be finite."""
+        values = per_sample(self.loss, outputs, batch.targets, batch.size, "loss")
+        bad = (~values.detach().isfinite()).nonzero().flatten().tolist()
+        if bad:
             raise NumericalError(
-                f"the loss of calibration sample {number} is {value.item()}; check the data and the loss"
+                f"the loss of calibration sample {first + bad[0]} is {values[bad[0]].item()}; "
+                "check the data and the loss"
             )
-        found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-    return {name: g.detach() * p.detach() for (name, p), g in zip(trained.items(), found, strict=True) if g is not None}
+        return values.sum()
+
+    @torch.no_grad()
+    def _add(self, derived: Derived, batch: Batch) -> None:
+        if not derived.is_finite():
+            self._name_the_sample(batch)
+        self._add_outputs(derived)
+        shares, weights = self._taken_apart(derived)
+        gates = {group.name: gates_of(group, derived, self.layout, shares) for group in self.groups}
+        self.slow_groups |= {name for name, found in gates.items() if found is None}
+        if WEIGHT_GRADIENTS in self.needs:
+            self.slow_parameters |= self.wanted.keys() - weights.keys()
+        self._check_totals(derived, gates, weights)
+        for row in self._rows_to_compare(batch.size):
+            self._compare(derived, gates, batch, row)
+        for name, values in gates.items():
+            if values is not None and name not in self.slow_groups:
+                self._add_gates(name, values)
+        for name, found in weights.items():
+            if name not in self.slow_parameters:
+                exact = Derivatives(derived.totals[name].double(), found.absolute, found.squares)
+                self.gradients[name] = self.gradients[name] + exact if name in self.gradients else exact
+        if self.slow_groups or self.slow_parameters:
+            self._add_one_by_one(batch)
+
+    def _add_gates(self, name: str, values: Tensor) -> None:
+        found = Derivatives(values.sum(0), values.abs().sum(0), values.square().sum(0))
+        self.gates[name] = self.gates[name] + found if name in self.gates else found
+
+    def _add_outputs(self, derived: Derived) -> None:
+        for product, g in derived.outputs:
+            self.tally.add_gradients(product.place, product.form, g)
+
+    def _taken_apart(self, derived: Derived) -> tuple[dict[tuple[str, str], Tensor], dict[str, Derivatives]]:
+        """Shares of parameters in gates, and sums of the parameters' gradients; each gradient is computed once."""
+        shares: dict[tuple[str, str], Tensor] = {}
+        sums: dict[str, Derivatives] = {}
+        for name, uses in derived.uses.items():
+            readers = [] if name in derived.reads else [g for g in self.groups if name in parameters_of([g])]
+            if name not in self.apart and not readers:
+                continue
+            parts: dict[str, list[Tensor]] = {group.name: [] for group in readers}
+            for rows in uses.chunks():
+                gradients = uses.of(rows)
+                for group in readers:
+                    parts[group.name].append(share_of(group, name, self.wanted[name], gradients))
+                if name in self.apart:
+                    found = _sums(gradients)
+                    sums[name] = sums[name] + found if name in sums else found
+            shares.update({(group, name): torch.cat(found) for group, found in parts.items()})
+        return shares, sums
+
+    def _check_totals(
+        self, derived: Derived, gates: Mapping[str, Tensor | None], weights: Mapping[str, Derivatives]
+    ) -> None:
+        """What was seen must add up to autograd's own gradients; else there are uses that were not seen."""
+        whole = _norm(found.absolute for found in weights.values())
+        for name, found in weights.items():
+            if not _agree(found.total, derived.totals[name], found.absolute, whole):
+                self.slow_parameters.add(name)
+        expected = plain_gates(self.groups, {name: g * self.wanted[name] for name, g in derived.totals.items()})
+        sizes = {name: values.abs().sum(0) for name, values in gates.items() if values is not None}
+        whole = _norm(sizes.values())
+        eps = self._eps()
+        for name, size in sizes.items():
+            values = gates[name]
+            assert values is not None
+            if not _agree(values.sum(0), expected[name], size, whole, eps):
+                self.slow_groups.add(name)
+
+    def _rows_to_compare(self, size: int) -> list[int]:
+        """Samples of this batch that will be run alone."""
+        if not self.wanted:
+            return []
+        is_first = not self.has_compared
+        number = self.batches
+        if size > 1:
+            self.has_compared = True
+        if is_first:
+            return sorted({0, size - 1})
+        return [number * 7919 % size] if number & (number - 1) == 0 else []
+
+    def _compare(self, derived: Derived, gates: Mapping[str, Tensor | None], batch: Batch, row: int) -> None:
+        """What was told of one sample must be what a run of it alone gives; else it is of another one."""
+        gradients = self._alone(batch, row, self.wanted)
+        whole = _norm(gradients.values())
+        for name, uses in derived.uses.items():
+            if name in self.apart and not _agree(
+                uses.of(slice(row, row + 1))[0], gradients[name], gradients[name], whole
+            ):
+                self.slow_parameters.add(name)
+        products = {name: g * self.wanted[name] for name, g in gradients.items()}
+        expected = plain_gates(self.groups, products)
+        whole = _norm(expected.values())
+        eps = self._eps()
+        for name, values in gates.items():
+            if values is not None and not _agree(values[row], expected[name], expected[name], whole, eps):
+                self.slow_groups.add(name)
+
+    def _eps(self) -> float:
+        return max((torch.finfo(p.dtype).eps for p in self.wanted.values()), default=0.0)
+
+    def _add_one_by_one(self, batch: Batch) -> None:
+        """Run every sample alone, for what cannot be taken apart."""
+        groups = [group for group in self.groups if group.name in self.slow_groups]
+        names = self.slow_parameters | parameters_of(groups)
+        parameters = {name: p for name, p in self.wanted.items() if name in names}
+        for row in range(batch.size):
+            gradients = self._alone(batch, row, parameters)
+            products = {name: g * parameters[name] for name, g in gradients.items()}
+            for name, values in plain_gates(groups, products).items():
+                self._add_gates(name, values.unsqueeze(0))
+            for name in self.slow_parameters:
+                found = _sums(gradients[name].unsqueeze(0))
+                self.gradients[name] = self.gradients[name] + found if name in self.gradients else found
+
+    def _alone(self, batch: Batch, row: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of the loss of one sample, which is run by itself as the model is."""
+        sample = batch.take(torch.tensor([row]))
+        # The recurrent kernels of cuDNN have no gradients in eval mode.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            total = self._total(self.model(*sample.args, **sample.kwargs), sample, self.samples + row)
+            found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if g is None else g.detach()
+            for (name, p), g in zip(parameters.items(), found, strict=True)
+        }
+
+    def _name_the_sample(self, batch: Batch) -> None:
+        with requiring(self.model, self.floating):
+            for row in range(batch.size):
+                for name, g in self._alone(batch, row, self.floating).items():
+                    if not bool(g.isfinite().all()):
+                        raise NumericalError(
+                            f"the gradient of parameter {name!r} for calibration sample {self.samples + row} is not "
+                            "finite; check the data and the loss"
+                        )
+        raise NumericalError(
+            f"a gradient of the batch of calibration samples {self.samples} to {self.samples + batch.size - 1} is not "
+            "finite, though each sample's is; give smaller batches or a wider number format"
+        )
+
+    def _add_hessian(self, batch: Batch) -> None:
+        with requiring(self.model, self.floating), torch.enable_grad():
+            found = diagonal_of_sum(self.model, self.floating, batch, self.loss, self.hessian_vectors, self.seed)
+        for name, values in found.items():
+            self.hessian[name] = self.hessian[name] + values if name in self.hessian else values
+
+    def statistics(self, weights: Mapping[str, Tensor]) -> Statistics:
+        """All sums."""
+        return Statistics(
+            weights,
+            self.samples,
+            self.gates,
+            self.gradients,
+            self.tally.consumers(),
+            {name: values / self.samples for name, values in self.hessian.items()},
+            tuple(self.tally.notes.values()),
+        )
+
+
+def _sums(gradients: Tensor) -> Derivatives:
+    """Of (samples, ...), over the samples."""
+    flat = single(gradients)
+    return Derivatives(flat.sum(0).double(), flat.abs().sum(0).double(), flat.square().sum(0).double())
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(single(t).double().square().sum()) for t in tensors))
+
+
+def _agree(found: Tensor, expected: Tensor, size: Tensor, whole: float, eps: float | None = None) -> bool:
+    """Whether two sums are the same but for rounding.
+
+    Args:
+        found: one.
+        expected: the other.
+        size: what was summed, in absolute value, so far as it is known.
+        whole: norm of all gradients of which these are some.
+        eps: of the numbers that were summed; None: that of `expected`.
+    """
+    eps = torch.finfo(expected.dtype).eps if eps is None else eps
+    difference = _norm([found.double() - expected.double()])
+    return difference <= math.sqrt(eps) * _norm([size]) + 64 * eps * whole

@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.capture.calls import Place, column_units
 from secateur.capture.forms import Form
 from secateur.capture.gram import Gram
-from secateur.types import Group, Slice
+from secateur.types import Group, Note, Slice
 
 WEIGHTS = "weights"
 GATE_GRADIENTS = "gate_gradients"
@@ -35,6 +35,9 @@ class Derivatives:
     absolute: Tensor
     squares: Tensor
 
+    def __add__(self, other: "Derivatives") -> "Derivatives":
+        return Derivatives(self.total + other.total, self.absolute + other.absolute, self.squares + other.squares)
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -53,6 +56,15 @@ class Moments:
     absolute: Tensor
     squares: Tensor
     zeros: Tensor
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.positions + other.positions,
+            self.total + other.total,
+            self.absolute + other.absolute,
+            self.squares + other.squares,
+            self.zeros + other.zeros,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +98,13 @@ class Statistics:
     Attributes:
         weights: parameter name -> the parameter, detached.
         samples: number of calibration samples read.
-        gates: group name -> (units,): derivatives by a gate on what consumers see of the unit.
-        gradients: parameter name -> derivatives by each of its elements.
+        gates: group name -> (units,): derivatives by a gate on what consumers see of the unit; float64, on the
+            CPU.
+        gradients: parameter name -> derivatives by each of its elements; float64, on the parameter's device.
         consumers: every weight that is used as a linear map, in the order of first use.
-        hessian_diagonal: parameter name -> second derivatives of the mean loss by each of its elements.
+        hessian_diagonal: parameter name -> second derivatives of the mean loss by each of its elements;
+            float64, on the parameter's device.
+        notes: what was left out, and why.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -98,6 +113,7 @@ class Statistics:
     gradients: Mapping[str, Derivatives] = field(default_factory=dict)
     consumers: tuple[Consumer, ...] = ()
     hessian_diagonal: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
 
 def consumers_of(group: Group, statistics: Statistics) -> list[tuple[Consumer, Tensor]]:

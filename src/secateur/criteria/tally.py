@@ -1,0 +1,128 @@
+"""What goes in and out of every consumer, added up call by call; no labels are needed for what goes in."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from secateur.capture.calls import Call, Place
+from secateur.capture.forms import Form
+from secateur.capture.gram import BLOCK, Gram, gram_of, some_positions
+from secateur.criteria.statistics import GRAMS, INPUT_MOMENTS, OUTPUT_GRADIENTS, Consumer, Moments
+from secateur.types import Note
+
+Key = tuple[Place, Form]
+
+
+def moments_of(form: Form, inputs: Tensor) -> Moments:
+    """Moments of the inputs of a call, column by column.
+
+    Samples are summed before they are laid out as columns, so a convolution costs no more than a few sums.
+
+    >>> from secateur.capture.forms import Dense
+    >>> moments = moments_of(Dense(), torch.tensor([[1.0, 0.0], [-3.0, 2.0]]))
+    >>> moments.total.tolist(), moments.absolute.tolist(), moments.zeros.tolist()
+    ([[-2.0, 2.0]], [[4.0, 2.0]], [[0.0, 1.0]])
+    """
+    x = inputs.detach()
+    x = x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
+    samples = form.samples(x)
+    positions = samples * form.positions(x)
+
+    def columns(values: Tensor) -> Tensor:
+        whole = values.sum(0, keepdim=True) if samples == len(x) and x.ndim > 1 else values
+        return form.design(whole.double()).sum((0, 1)).cpu()
+
+    sizes = x.abs()
+    return Moments(
+        positions, columns(x), columns(sizes), columns(x.square()), positions - columns((x != 0).to(x.dtype))
+    )
+
+
+def outer_products(rows: Tensor) -> Tensor:
+    """Sum over samples and positions of (samples, positions, groups, rows) times itself: float64, on the CPU."""
+    flat = rows.flatten(0, 1).transpose(0, 1)
+    flat = flat.float() if flat.dtype in {torch.float16, torch.bfloat16} else flat
+    total = flat.new_zeros(flat.shape[0], flat.shape[2], flat.shape[2], dtype=torch.float64)
+    for block in torch.split(flat, BLOCK, dim=1):
+        total += torch.bmm(block.transpose(1, 2), block).double()
+    return total.cpu()
+
+
+@dataclass(eq=False)
+class _Sums:
+    bias: Place | None
+    calls: int = 0
+    moments: Moments | None = None
+    gram: Gram | None = None
+    output_gradients: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Tally:
+    """Sums over the calls of each consumer; filled while the model runs.
+
+    Args:
+        needs: which of INPUT_MOMENTS, GRAMS and OUTPUT_GRADIENTS to add up.
+        positions: the most positions of each sample that a Gram reads; None: all.
+        most_columns: no Gram (or output gradients) of more columns (rows) than this.
+        generator: draws the positions.
+    """
+
+    needs: Collection[str]
+    positions: int | None
+    most_columns: int
+    generator: torch.Generator
+    sums: dict[Key, _Sums] = field(default_factory=dict)
+    notes: dict[tuple[str, str], Note] = field(default_factory=dict)
+    now: Counter[Key] = field(default_factory=Counter)
+
+    def start(self) -> None:
+        """A batch begins."""
+        self.now = Counter()
+
+    def add(self, call: Call) -> None:
+        """What goes into a call."""
+        key = (call.weight, call.form)
+        sums = self.sums.setdefault(key, _Sums(call.bias))
+        self.now[key] += 1
+        sums.calls = max(sums.calls, self.now[key])
+        if INPUT_MOMENTS in self.needs:
+            moments = moments_of(call.form, call.inputs)
+            sums.moments = moments if sums.moments is None else sums.moments + moments
+        if GRAMS in self.needs and self._fits(call.weight, "Gram", "columns", call.form.matrix(call.values).shape[2]):
+            gram = gram_of(call.design(some_positions(call, self.positions, self.generator)))
+            sums.gram = gram if sums.gram is None else sums.gram + gram
+
+    def add_gradients(self, place: Place, form: Form, outputs: Tensor) -> None:
+        """Gradients of what came out of a call."""
+        sums = self.sums[place, form]
+        rows = form.responses(outputs)
+        if OUTPUT_GRADIENTS in self.needs and self._fits(place, "output gradients", "rows", rows.shape[3]):
+            total = outer_products(rows)
+            sums.output_gradients = total if sums.output_gradients is None else sums.output_gradients + total
+
+    def _fits(self, place: Place, what: str, of: str, count: int) -> bool:
+        if count <= self.most_columns:
+            return True
+        text = f"no {what}: {count} {of}, more than most_columns={self.most_columns}"
+        self.notes[place.name, what] = Note(place.name, text)
+        return False
+
+    def consumers(self) -> tuple[Consumer, ...]:
+        """In the order of first use."""
+        return tuple(
+            Consumer(place, s.bias, form, s.calls, s.moments, s.gram, s.output_gradients)
+            for (place, form), s in self.sums.items()
+        )
+
+
+def bytes_of(call: Call, needs: Collection[str], most_columns: int) -> int:
+    """What the sums of a consumer hold at last."""
+    groups, rows, columns = call.form.matrix(call.values).shape
+    total = 4 * 8 * groups * columns if INPUT_MOMENTS in needs else 0
+    total += 8 * groups * (columns + 1) ** 2 if GRAMS in needs and columns <= most_columns else 0
+    total += 8 * groups * rows**2 if OUTPUT_GRADIENTS in needs and rows <= most_columns else 0
+    return total
