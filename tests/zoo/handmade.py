@@ -117,6 +117,8 @@ CONVOLUTIONAL: _Rows = {
     "unet_bilinear": (partial(convolution.UNet, bilinear=True), SMALL),
     "dense_block": (convolution.DenseBlock, SMALL),
     "option_a": (convolution.OptionA, SMALL),
+    "uneven_chunks": (convolution.UnevenChunks, SMALL),
+    "weighed_depths": (convolution.WeighedDepths, VECTOR),
     "autoencoder": (convolution.Autoencoder, image(16)),
     "grouped_transposed": (convolution.GroupedTransposed, frames(2, 4, 4, 4)),
     "wavenet": (convolution.WaveNet, frames(3, 12)),

@@ -272,6 +272,41 @@ class OptionA(nn.Module):
         return self.head(functional.avg_pool2d(y, y.size()[3]).view(y.size(0), -1))
 
 
+class UnevenChunks(nn.Module):
+    """Channels in three pieces, the last one narrower, each with a layer of its own; then split by an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.piece = nn.Conv2d(3, 22, 3, padding=1), 9
+        self.layers = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 9, 1)])
+        self.mix = nn.Conv2d(23, 23, 1)
+        self.ends = nn.ModuleList([nn.Conv2d(9, 7, 1), nn.Conv2d(9, 7, 1), nn.Conv2d(5, 7, 1)])
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = self.stem(x).relu().chunk(3, dim=1)
+        x = torch.cat([layer(piece) for layer, piece in zip(self.layers, pieces, strict=True)], dim=1)
+        pieces = self.mix(x).relu().split(self.piece, dim=1)
+        y = sum(end(piece) for end, piece in zip(self.ends, pieces, strict=True))
+        return self.head(y.relu().mean((2, 3)))
+
+
+class WeighedDepths(nn.Module):
+    """Features of three depths, weighed by a convolution that has the depths for channels and features for places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 12)])
+        self.weigh, self.head = nn.Conv1d(3, 1, 1), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        depths = []
+        for layer in self.layers:
+            x = layer(x).tanh()
+            depths.append(x)
+        return self.head(self.weigh(torch.stack(depths, dim=1)).squeeze(1))
+
+
 class Autoencoder(nn.Module):
     """Strided convolutions down to a vector and transposed ones back, by view of an attribute's size."""
 

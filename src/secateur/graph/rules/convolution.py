@@ -18,7 +18,9 @@ def convolution_rule(typing: Typing, node: fx.Node) -> Dims:
     inputs, weight = typing.dims(named["input"]), typing.dims(named["weight"])
     space = len(weight) - 2
     typing.fix(weight[2:], "a tap of a kernel")
-    typing.fix(inputs[len(inputs) - space :], SPACE)
+    shape = shape_of(node)
+    assert isinstance(shape, tuple)
+    placed = _space(typing, node, inputs[len(inputs) - space :], shape[len(shape) - space :], transposed=transposed)
     channels = inputs[len(inputs) - space - 1]
     into, out = _channels(typing, node, groups, transposed=transposed)
     typing.unify(into, channels)
@@ -26,17 +28,28 @@ def convolution_rule(typing: Typing, node: fx.Node) -> Dims:
         typing.unify(typing.dims(named["bias"])[0], out)
     # Groups pass through, like a batch; what is summed over is the channel within its group.
     typing.contract(weight[0] if transposed and groups == 1 else weight[1] if not transposed else into, named["weight"])
-    shape = shape_of(node)
-    assert isinstance(shape, tuple)
-    result = (
-        *inputs[: len(inputs) - space - 1],
-        out,
-        *(Fixed(n, SPACE) for n in shape[len(shape) - space :]),
-    )
+    result = (*inputs[: len(inputs) - space - 1], out, *placed)
     # Each weight meets every output position once (every input position when transposed).
     met = inputs if transposed else result
     typing.count_macs(node, [*met[: len(met) - space - 1], *met[len(met) - space :], *weight])
     return result
+
+
+def _space(typing: Typing, node: fx.Node, dims: Dims, after: tuple[int, ...], *, transposed: bool) -> Dims:
+    """Positions in space stay; where a kernel of one tap visits each of them, they pass as in a linear layer."""
+    named = arguments(node)
+    taps = typing.dims(named["weight"])[2:]
+    stride = named["stride"] if isinstance(named["stride"], list | tuple) else [named["stride"]]
+    strides = list(stride) * (len(dims) if len(stride) == 1 else 1)
+    found: list[DimType] = []
+    for dim, size, tap, step in zip(dims, after, taps, strides, strict=True):
+        # What keeps its size so has no padding either.
+        if tap.size == step == 1 and dim.size == size and not transposed:
+            found.append(dim)
+        else:
+            typing.fix([dim], SPACE)
+            found.append(Fixed(size, SPACE))
+    return tuple(found)
 
 
 def _channels(typing: Typing, node: fx.Node, groups: int, *, transposed: bool) -> tuple[DimType, DimType]:

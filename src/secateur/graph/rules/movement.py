@@ -207,20 +207,30 @@ def split_rule(typing: Typing, node: fx.Node) -> list[Types]:
     shapes = shape_of(node)
     along = named.get("dim", 0) % len(dims)
     assert isinstance(shapes, list)
-    pieces = typing.fresh([shape[along] for shape in shapes])
-    typing.unify(dims[along], Concat(pieces))
+    sizes = [shape[along] for shape in shapes]
     is_one_number = operator_name(node) in {"aten.chunk", "aten.split"} and not isinstance(
         named.get("split_size"), list
     )
-    if is_one_number and len({p.size for p in pieces}) == 1 and len(pieces) > 1:
-        typing.families.append(pieces)
+    pieces = _even(typing, sizes) if is_one_number else typing.fresh(sizes)
+    typing.unify(dims[along], Concat(pieces))
     if is_one_number:
         typing.constant(node, pieces[0], "split_size")
     else:
         typing.constants_of(node, pieces, "split_sizes" if "split_sizes" in named else "split_size")
-    if len({p.size for p in pieces}) > 1 and is_one_number:
-        typing.fix(pieces, "a split into pieces of unequal size by one number")
+    if len(pieces) < named.get("chunks", 0):
+        typing.fix(pieces, "a chunk into fewer pieces than were asked for")
     return [(*dims[:along], piece, *dims[along + 1 :]) for piece in pieces]
+
+
+def _even(typing: Typing, sizes: Sequence[int]) -> Dims:
+    """Pieces of a split by one number, the last of which may be shorter: by as much, whatever they lose."""
+    shared = typing.fresh([min(sizes)] * len(sizes))
+    if len(shared) > 1:
+        typing.families.append(shared)
+    return tuple(
+        Concat((own, Fixed(size - own.size, "what a shorter last piece lacks"))) if size > own.size else own
+        for own, size in zip(shared, sizes, strict=True)
+    )
 
 
 def unbind_rule(typing: Typing, node: fx.Node) -> list[Types]:
