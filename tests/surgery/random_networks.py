@@ -287,6 +287,33 @@ class HeadScale(nn.Module):
         return y.flatten(2) if self.variant == "rest" else y.transpose(2, 3).flatten(2)
 
 
+class HeadsDivided(nn.Module):
+    """A layer's features seen as heads, whose size is the width of what it read divided by their number."""
+
+    def __init__(self, x: Tensor, heads: int) -> None:
+        super().__init__()
+        self.heads, self.inner = heads, nn.Linear(width(x), width(x))
+        self.scale = nn.Parameter(torch.rand(heads, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        y = self.inner(x).view(n, t, self.heads, c // self.heads) * self.scale
+        return torch.tanh(y).reshape(n, t, -1)
+
+
+class HalfBias(nn.Module):
+    """A layer whose bias is taken off half of its units, by the number of its elements."""
+
+    def __init__(self, x: Tensor, out: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width(x), out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.inner.bias.clone()
+        bias[bias.numel() // 2 :].zero_()
+        return functional.linear(x, self.inner.weight, bias)
+
+
 class Unflatten(nn.Module):
     """Heads by nn.Unflatten, merged by nn.Flatten after a parameter for each head dimension."""
 
@@ -746,6 +773,13 @@ OPS: dict[str, Op] = {
     "split_by_shape": Op(function(by_shape), fits=lambda x: width(x) >= 3),
     "chunk": Op(function(lambda x: x.chunk(2, dim=channels(x))), fits=is_even),
     "chunk_unequal": Op(function(lambda x: x.chunk(2, dim=channels(x))), fits=lambda x: width(x) % 2 == 1),
+    "chunk_three": Op(function(lambda x: x.chunk(3, dim=channels(x))), fits=lambda x: width(x) >= 4),
+    "split_uneven": Op(lambda n, x: SplitPart(width(x) // 2 + 1), fits=lambda x: width(x) >= 3),
+    "heads_divided": Op(
+        lambda n, x: HeadsDivided(x, divisors(width(x))[0]), ranks=(3,), fits=lambda x: len(divisors(width(x))) > 1
+    ),
+    "half_bias": Op(lambda n, x: HalfBias(x, WIDTHS[n]), ranks=(3,)),
+    "conv_over_steps": Op(lambda n, x: nn.Conv1d(x.shape[1], 3, 1), ranks=(3,)),
     "slice_by_shape": Op(function(slice_by_shape)),
     "slice_at": Op(lambda n, x: SliceAt(1 + n % (width(x) - 1))),
     "every_other": Op(function(lambda x: x[:, ::2] if x.ndim == 4 else x[..., ::2])),

@@ -136,7 +136,7 @@ def one_hot_rule(typing: Typing, node: fx.Node) -> Dims:
     shape = shape_of(node)
     assert isinstance(shape, tuple)
     known = typing.chosen.get(named["self"])
-    last = known if known is not None and known.size == shape[-1] else Fixed(shape[-1], CHOSEN)
+    last = known if known is not None and known.size == shape[-1] else Fixed(shape[-1], ROWS)
     typing.constant(node, last, "num_classes")
     return (*typing.dims(named["self"]), last)
 
