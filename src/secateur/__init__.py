@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from secateur.measures.metrics import Metric
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
+    from secateur.repair.folding import fold
+    from secateur.repair.repair import Repaired, repair
     from secateur.sensitivity.scan import scan
     from secateur.storage.saved_model import load_model as load, save_model as save
     from secateur.surgery.cut import cut
@@ -81,11 +83,14 @@ _HOMES = {
     "cut": "secateur.surgery.cut:cut",
     "find_fixed": "secateur.graph.groups:find_fixed",
     "find_groups": "secateur.graph.groups:find_groups",
+    "fold": "secateur.repair.folding:fold",
     "load": "secateur.storage.saved_model:load_model",
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
     "prune": "secateur.pipeline.prune:prune",
+    "Repaired": "secateur.repair.repair:Repaired",
+    "repair": "secateur.repair.repair:repair",
     "save": "secateur.storage.saved_model:save_model",
     "scan": "secateur.sensitivity.scan:scan",
     "score": "secateur.criteria.criterion:score",
@@ -113,6 +118,7 @@ __all__ = [
     "Program",
     "Random",
     "RecipeError",
+    "Repaired",
     "Result",
     "Retraining",
     "SavedModelError",
@@ -129,11 +135,13 @@ __all__ = [
     "cut",
     "find_fixed",
     "find_groups",
+    "fold",
     "load",
     "mask",
     "measure",
     "plan",
     "prune",
+    "repair",
     "save",
     "scan",
     "score",

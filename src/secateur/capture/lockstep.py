@@ -27,11 +27,13 @@ class Norm:
         inputs: (samples, channels, ...).
         mean: the running mean that it will read; None if it has none.
         variance: likewise.
+        apply: normalises any inputs with the values that the statistics have then.
     """
 
     inputs: Tensor
     mean: Tensor | None
     variance: Tensor | None
+    apply: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,7 @@ class _Walk:
         return layer.run(nn.functional.linear)
 
     def _normalise(self, inputs: Tensor, mean: Tensor | None, variance: Tensor | None, *rest: Any, **named: Any) -> Any:
-        self._pause(Norm(inputs, mean, variance))
-        run: Callable[..., Any] = nn.functional.batch_norm
-        return run(inputs, mean, variance, *rest, **named)
+        normalise: Callable[..., Any] = nn.functional.batch_norm
+        norm = Norm(inputs, mean, variance, lambda given: normalise(given, mean, variance, *rest, **named))
+        self._pause(norm)
+        return norm.apply(inputs)

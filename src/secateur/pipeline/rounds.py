@@ -17,12 +17,12 @@ from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import resolve_loss
 from secateur.pipeline.task import Damage, Task, summarise
+from secateur.repair.repair import repair
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.scan import measure_curves
 from secateur.storage.saved_model import load_model, read_manifest, save_model
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan_widths
-from secateur.surgery.repair import repair
 from secateur.training.loop import retrain
 from secateur.types import Curves, Group, Status
 

@@ -1,1 +1,1 @@
-"""Plans, masking, cutting, repair."""
+"""Plans, masking, cutting."""

@@ -1,0 +1,270 @@
+"""Repair against closed forms and brute force."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from networks import CASES, built
+from secateur.data import as_batches
+from secateur.errors import NumericalError
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import trace
+from secateur.repair.repair import READ_OTHERWISE, repair
+from secateur.surgery.cut import cut
+from secateur.surgery.plan import Plan, plan
+
+
+def setting(model: nn.Module, x: torch.Tensor, keep: dict[str, list[int]]):
+    program = trace(model, (x[:2],))
+    groups = find_groups(program)
+    sizes = {g.name: g.size for g in groups if g.name in keep}
+    chosen = Plan({name: torch.tensor(k) for name, k in keep.items()}, sizes)
+    return program, groups, chosen, cut(model, chosen, program=program)
+
+
+def test_a_linear_consumer_gets_the_least_squares_fit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(400, 5).double()
+    program, groups, chosen, small = setting(model, x, {"0": [0, 2, 3, 6]})
+    done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups, ridges=(1e-12,))
+    assert done.refitted == ("2.weight",)
+    inputs = np.c_[torch.tanh(small[0](x)).detach().numpy(), np.ones(400)]
+    expected, *_ = np.linalg.lstsq(inputs, model(x).detach().numpy(), rcond=None)
+    found = np.c_[small[2].weight.detach().numpy(), small[2].bias.detach().numpy()].T
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 0, 1), (1, 2, 2)])
+def test_a_convolution_gets_the_least_squares_fit(stride: int, padding: int, dilation: int) -> None:
+    torch.manual_seed(1)
+    second = nn.Conv2d(6, 4, 3, stride=stride, padding=padding, dilation=dilation)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), second).double()
+    x = torch.randn(40, 2, 9, 9).double()
+    program, groups, chosen, small = setting(model, x, {"0": [1, 2, 5]})
+    repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups, ridges=(1e-12,))
+    # Stationarity: at the least-squares solution no parameter's gradient is left.
+    loss = (small(x) - model(x).detach()).square().sum()
+    gradients = torch.autograd.grad(loss, list(small[2].parameters()))
+    assert max(float(g.abs().max()) for g in gradients) < 1e-5 * float(loss.detach())
+
+
+def test_removing_duplicates_is_repaired_completely() -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    for copied, origin in ((3, 0), (4, 1), (5, 2)):
+        model[0].weight.data[copied] = model[0].weight.data[origin]
+        model[0].bias.data[copied] = model[0].bias.data[origin]
+    x = torch.randn(200, 4).double()
+    program, groups, chosen, small = setting(model, x, {"0": [0, 1, 2]})
+    assert (small(x) - model(x)).abs().max() > 0.1
+    repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups, ridges=(1e-12,))
+    torch.testing.assert_close(small(x), model(x), atol=1e-6, rtol=0)
+
+
+def test_batch_norm_gets_population_moments_whatever_the_batches() -> None:
+    case = next(c for c in CASES if c.name == "residual")
+    model = built(case)
+    x = torch.randn(30, 3, 8, 8).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    model.train()(x)
+    model.eval()
+    program = trace(model, (x[:2],))
+    groups = find_groups(program)
+    chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.4)
+    results, done = [], []
+    for size in (30, 7):
+        small = cut(model, chosen, program=program)
+        batches = [(part, None) for part in x.split(size)]
+        done.append(repair(small, model, chosen, as_batches(batches, "c"), program=program, groups=groups))
+        results.append(small)
+    assert torch.allclose(results[0].bn.running_var, results[1].bn.running_var, rtol=1e-9)
+    small = results[0]
+    assert set(done[0].recalibrated) == set(done[1].recalibrated)
+    assert len(done[0].recalibrated) >= 2
+    for name in done[0].recalibrated:
+        seen: list[torch.Tensor] = []
+        handle = getattr(small, name).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        small(x)
+        handle.remove()
+        values = seen.pop().movedim(1, 0).flatten(1)
+        torch.testing.assert_close(getattr(small, name).running_mean, values.mean(1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            getattr(small, name).running_var, values.var(1, unbiased=False), rtol=1e-9, atol=1e-12
+        )
+
+
+def test_nothing_is_made_worse_on_held_out_samples() -> None:
+    """What nothing left can tell of is not fitted: the old weights are kept, with a note."""
+
+    class Sine(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sin()
+
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 40), Sine(), nn.Linear(40, 2)).double()
+    model[0].weight.data[39] *= 1e4
+    x = torch.randn(60, 3).double()
+    program, groups, chosen, small = setting(model, x, {"0": list(range(39))})
+    before = copy.deepcopy(small.state_dict())
+    done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups, ridges=(1e-12,))
+    assert done.refitted == () and [n.where for n in done.notes] == ["2.weight"]
+    assert all(torch.equal(v, small.state_dict()[k]) for k, v in before.items())
+
+
+def test_a_weight_that_is_also_a_table_is_left_alone_and_one_used_twice_is_not() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix = nn.Embedding(7, 6), nn.Linear(6, 6)
+            self.decoder = nn.Linear(6, 7, bias=False)
+            self.decoder.weight = self.table.weight
+
+        def forward(self, tokens):
+            return self.decoder(torch.tanh(self.mix(torch.tanh(self.mix(input=self.table(tokens))))))
+
+    torch.manual_seed(4)
+    model = Reused().double()
+    tokens = torch.randint(7, (40, 5))
+    program = trace(model, (tokens[:2],))
+    groups = find_groups(program)
+    chosen = plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity=0.5)
+    small = cut(model, chosen, program=program)
+    table = small.table.weight.detach().clone()
+    worse = (small(tokens) - model(tokens)).square().mean()
+    done = repair(small, model, chosen, as_batches([(tokens, None)], "c"), program=program, groups=groups)
+    assert done.refitted == ("mix.weight",)
+    assert [(n.where, n.text) for n in done.notes] == [("table.weight", READ_OTHERWISE)]
+    assert torch.equal(table, small.table.weight)
+    assert (small(tokens) - model(tokens)).square().mean() < worse
+
+
+def test_a_layer_used_twice_gets_the_fit_over_both_uses() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return torch.stack([self.down(self.up(x).tanh()), self.down(self.up(3 * x).relu())])
+
+    torch.manual_seed(6)
+    model = Twice().double()
+    x = torch.randn(100, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
+    batches = as_batches([(x[:30], None), (x[30:], None)], "c")
+    done = repair(small, model, chosen, batches, program=program, groups=groups, ridges=(1e-12,))
+    assert done.refitted == ("down.weight",)
+    loss = (small(x) - model(x).detach()).square().sum()
+    gradients = torch.autograd.grad(loss, list(small.down.parameters()))
+    assert max(float(g.abs().max()) for g in gradients) < 1e-6 * float(loss.detach())
+
+
+RECURRENT = [
+    (nn.LSTM, {}),
+    (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+    (nn.LSTM, {"proj_size": 6, "bias": False}),
+    (nn.GRU, {"num_layers": 2}),
+    (nn.GRU, {"bidirectional": True, "bias": False}),
+    (nn.RNN, {"num_layers": 2}),
+    (nn.RNN, {"nonlinearity": "relu", "batch_first": True}),
+]
+
+
+class Sequence(nn.Module):
+    def __init__(self, cls: type[nn.Module], how: dict) -> None:
+        super().__init__()
+        self.rnn = cls(5, 12, **how)
+        width = how.get("proj_size", 12) * (2 if how.get("bidirectional") else 1)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize(("cls", "how"), RECURRENT, ids=[f"{c.__name__} {list(h)}" for c, h in RECURRENT])
+def test_recurrent_layers_come_closer_to_the_dense_ones(cls: type[nn.Module], how: dict) -> None:
+    torch.manual_seed(7)
+    model = Sequence(cls, how).double()
+    # Units in pairs that do nearly the same, so that one of each can make up for the other.
+    x, fresh = torch.randn(2, 10, 40, 5).double().cumsum(1) / 3
+    if how.get("batch_first"):
+        x, fresh = x.transpose(0, 1), fresh.transpose(0, 1)
+    program = trace(model, (x[:, :2] if not how.get("batch_first") else x[:2],))
+    groups = find_groups(program)
+    generator = torch.Generator().manual_seed(3)
+    chosen = plan(groups, {g.name: torch.rand(g.size, generator=generator) for g in groups}, sparsity=0.3)
+    small = cut(model, chosen, program=program)
+    before = (small(fresh) - model(fresh)).square().mean()
+    batches = [(x, None)]
+    batch_fn = None
+    if not how.get("batch_first"):
+        # The first dimension of a batch is the samples', the model's is time.
+        batch_fn = lambda raw: ((raw[0],), {}, None)  # noqa: E731
+    source = as_batches(batches, "c", batch_fn)
+    done = repair(small, model, chosen, source, program=program, groups=groups)
+    assert sum(c.kind == "recurrent" for c in done.changes) >= 1
+    assert all(c.after < c.before for c in done.changes)
+    assert (small(fresh) - model(fresh)).square().mean() < 0.7 * before
+
+
+@pytest.mark.parametrize(("cls", "how"), RECURRENT, ids=[f"{c.__name__} {list(h)}" for c, h in RECURRENT])
+def test_duplicated_hidden_units_are_made_up_for_completely(cls: type[nn.Module], how: dict) -> None:
+    """Each unit has a twin that does the same: without the twins, nothing is lost."""
+    torch.manual_seed(8)
+    model = Sequence(cls, how).double()
+    width = how.get("proj_size", 12)
+    for name, p in model.rnn.named_parameters():
+        if "hr" in name:
+            p.data[width // 2 :] = p.data[: width // 2]
+        else:
+            gates = p.data.reshape(-1, 12, *p.shape[1:])
+            gates[:, 6:] = gates[:, :6]
+    x = torch.randn(6, 40, 5).double()
+    program = trace(model, (x[:2] if how.get("batch_first") else x[:, :2],))
+    groups = find_groups(program)
+    keep = {}
+    for g in groups:
+        first = torch.arange(g.width) < g.width // 2
+        keep[g.name] = first.repeat(g.rows).nonzero().flatten()
+    chosen = Plan(keep, {g.name: g.size for g in groups})
+    small = cut(model, chosen, program=program)
+    assert (small(x) - model(x)).abs().max() > 1e-3
+    source = as_batches([(x, None)], "c", lambda raw: ((raw[0],), {}, None))
+    repair(small, model, chosen, source, program=program, groups=groups, ridges=(1e-13,))
+    torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=0)
+
+
+def test_a_layer_called_by_keyword_is_repaired() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.down(input=torch.tanh(self.up(input=x)))
+
+    torch.manual_seed(5)
+    model = Keyword().double()
+    x = torch.randn(120, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
+    before = (small(x) - model(x)).detach().square().mean()
+    done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups)
+    assert done.refitted == ("down.weight",)
+    assert (small(x) - model(x)).detach().square().mean() < 0.5 * before
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    case = next(c for c in CASES if c.name == "residual")
+    model = built(case)
+    x = torch.randn(8, 3, 8, 8).double()
+    program, groups, chosen, small = setting(model, x, {"a1": [0, 1, 2]})
+    small.stem.weight.data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(NumericalError, match="of 'bn' are"):
+        repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups)
