@@ -81,6 +81,8 @@ LAYERS = {
     "dilated, same": (lambda: nn.Conv1d(4, 6, 4, padding="same", dilation=2), (4, 4, 7), 1),
     "three dimensions": (lambda: nn.Conv3d(2, 6, (1, 2, 3), padding=(1, 0, 2), stride=(1, 2, 1)), (2, 2, 4, 5, 5), 1),
     "reflected": (lambda: nn.Conv2d(4, 6, 3, 1, 1, padding_mode="reflect"), (4, 4, 7, 7), 1),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (1, 2), groups=2), (3, 4, 3, 4), 1),
+    "transposed, dilated": (lambda: nn.ConvTranspose1d(4, 3, 3, 1, 3, dilation=2), (2, 4, 9), 1),
     "unbatched": (lambda: nn.Conv1d(4, 6, 3), (4, 7), 1),
     "relu": (lambda: nn.RNN(3, 4, nonlinearity="relu"), (5, 2, 3), 6),
     "lstm cell": (lambda: nn.LSTMCell(3, 4), (5, 3), 2),

@@ -149,8 +149,11 @@ class Convolution:
 
     def positions(self, inputs: Tensor) -> int:
         """Positions of the outputs in space."""
-        sizes = inputs.shape[-len(self.kernel) :]
-        each = zip(sizes, self.kernel, self.stride, self.before, self.after, self.dilation, strict=True)
+        return self.count(inputs.shape[-len(self.kernel) :])
+
+    def count(self, space: Sequence[int]) -> int:
+        """Positions of the outputs for inputs of this size in space."""
+        each = zip(space, self.kernel, self.stride, self.before, self.after, self.dilation, strict=True)
         return math.prod((n + b + a - d * (k - 1) - 1) // s + 1 for n, k, s, b, a, d in each)
 
     def design(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -185,3 +188,66 @@ class Convolution:
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """(output channels, channels of a group, taps...)."""
         return matrix.reshape(tuple(shape))
+
+
+@dataclass(frozen=True)
+class TransposedConvolution:
+    """A transposed convolution, seen as a convolution of its inputs with zeros between them.
+
+    Args:
+        kernel: taps in each dimension.
+        stride: one more than the zeros between inputs, in each dimension.
+        before: zeros put before the input in each dimension; negative: inputs left out.
+        after: likewise, after it.
+        dilation: of the taps.
+        groups: independent convolutions.
+
+    >>> form = TransposedConvolution((2,), (2,), (1,), (1,), (1,))
+    >>> form.design(torch.tensor([[[1.0, 2.0]]]))[0, :, 0].tolist()
+    [[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [2.0, 0.0]]
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def samples(self, inputs: Tensor) -> int:
+        """The first dimension, where there is one for samples."""
+        return self._plain().samples(inputs)
+
+    def positions(self, inputs: Tensor) -> int:
+        """Positions of the outputs in space."""
+        space = inputs.shape[-len(self.kernel) :]
+        return self._plain().count([s * (n - 1) + 1 for n, s in zip(space, self.stride, strict=True)])
+
+    def design(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(samples, positions, groups, channels of a group times taps)."""
+        rank = len(self.kernel)
+        space = inputs.shape[-rank:]
+        apart = inputs.new_zeros(
+            *inputs.shape[:-rank], *(s * (n - 1) + 1 for n, s in zip(space, self.stride, strict=True))
+        )
+        every: list[slice] = [slice(None)] * (inputs.ndim - rank) + [slice(None, None, s) for s in self.stride]
+        apart[tuple(every)] = inputs
+        return self._plain().design(apart, positions)
+
+    def responses(self, outputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(samples, positions, groups, rows of a group)."""
+        return self._plain().responses(outputs, positions)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(groups, rows of a group, channels of a group times taps)."""
+        each = weight.reshape(self.groups, len(weight) // self.groups, weight.shape[1], -1)
+        return each.flip(3).transpose(1, 2).flatten(2)
+
+    def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """(input channels, output channels of a group, taps...)."""
+        each = matrix.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
+        return each.transpose(1, 2).flip(3).reshape(tuple(shape))
+
+    def _plain(self) -> Convolution:
+        ones = (1,) * len(self.kernel)
+        return Convolution(self.kernel, ones, self.before, self.after, self.dilation, self.groups)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.capture.calls import Call, Place, Visit
-from secateur.capture.forms import Bank, Convolution, Dense, Form
+from secateur.capture.forms import Bank, Convolution, Dense, Form, TransposedConvolution
 from secateur.capture.recurrent import Kind, Layer, State, Weights, run_stack, step
 from secateur.graph.attention import released, unfused
 from secateur.graph.trace import named_state
@@ -178,6 +178,30 @@ def _convolution(rank: int) -> Callable[..., Any]:
     return read
 
 
+def _transposed_convolution(rank: int) -> Callable[..., Any]:
+    def read(
+        mode: Watcher,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Any:
+        kernel, space = tuple(weight.shape[2:]), _each(dilation, rank)
+        given = zip(kernel, space, _each(padding, rank), strict=True)
+        before = tuple(d * (k - 1) - p for k, d, p in given)
+        after = tuple(b + o for b, o in zip(before, _each(output_padding, rank), strict=True))
+        form = TransposedConvolution(kernel, _each(stride, rank), before, after, space, groups)
+        run = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[rank - 1]
+        rest = (stride, padding, output_padding, groups, dilation)
+        return mode.seen(input, weight, bias, form, lambda x: run(x, weight, bias, *rest))
+
+    return read
+
+
 def _each(value: Any, rank: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return tuple(int(v) for v in (values * rank if len(values) == 1 else values))
@@ -244,6 +268,9 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.conv1d: _convolution(1),
     torch.conv2d: _convolution(2),
     torch.conv3d: _convolution(3),
+    torch.conv_transpose1d: _transposed_convolution(1),
+    torch.conv_transpose2d: _transposed_convolution(2),
+    torch.conv_transpose3d: _transposed_convolution(3),
     torch.addmm: _addmm,
     Tensor.addmm: _addmm,
     **dict.fromkeys(
