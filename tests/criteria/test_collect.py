@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateur.capture.calls import Place
 from secateur.criteria import collect as module
-from secateur.criteria.collect import collect
+from secateur.criteria.collect import bytes_needed, collect
+from secateur.criteria.merge import merge
 from secateur.criteria.statistics import (
     GATE_GRADIENTS,
     GRAMS,
@@ -490,3 +491,61 @@ def test_a_gradient_that_is_not_finite_names_the_sample() -> None:
 
     with pytest.raises(NumericalError, match=r"'weight' for calibration sample 3 is not"):
         collect(model, [], [(x[:2], x[:2]), (x[2:], x[2:])], needs={WEIGHT_GRADIENTS}, loss=loss)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "tied", "packed"])
+def test_statistics_of_two_parts_merge_into_those_of_the_whole(name: str) -> None:
+    case = CASES[name]
+    model, groups = ready(case)
+    x, y = case.data(7)
+    whole = collect(model, groups, [(x, y)], needs=NEEDS, hessian_vectors=2)
+    parts = [
+        collect(model, groups, [(x[rows], y[rows])], needs=NEEDS, hessian_vectors=2) for rows in (slice(3), slice(3, 7))
+    ]
+    merged = merge(*parts)
+    assert merged.samples == 7
+    assert merged.gates.keys() == whole.gates.keys() and merged.gradients.keys() == whole.gradients.keys()
+    for found, expected in ((merged.gates, whole.gates), (merged.gradients, whole.gradients)):
+        for key in expected:
+            for part in ("total", "absolute", "squares"):
+                torch.testing.assert_close(getattr(found[key], part), getattr(expected[key], part))
+    for key in whole.hessian_diagonal:
+        torch.testing.assert_close(merged.hessian_diagonal[key], whole.hessian_diagonal[key])
+    for c, d in zip(merged.consumers, whole.consumers, strict=True):
+        assert c.gram is not None and d.gram is not None and c.moments is not None and d.moments is not None
+        assert (c.gram.positions, c.moments.positions) == (d.gram.positions, d.moments.positions)
+        torch.testing.assert_close(c.gram.total, d.gram.total)
+        torch.testing.assert_close(c.output_gradients, d.output_gradients)
+        for part in ("total", "absolute", "squares", "zeros"):
+            torch.testing.assert_close(getattr(c.moments, part), getattr(d.moments, part))
+
+
+def test_statistics_of_other_weights_or_needs_do_not_merge() -> None:
+    model, x = nn.Linear(2, 2), torch.randn(3, 2)
+    found = collect(model, [], [x], needs={GRAMS})
+    with pytest.raises(ArgumentError, match="only one of the statistics has moments of 'weight'"):
+        merge(found, collect(model, [], [x], needs={INPUT_MOMENTS}))
+    with pytest.raises(ArgumentError, match="parameter 'weight' differs"):
+        merge(found, collect(nn.Linear(2, 2), [], [x], needs={GRAMS}))
+
+
+def test_predicted_bytes_are_those_of_what_is_collected() -> None:
+    model, groups = ready(CASES["convolutions"])
+    data = CASES["convolutions"].data(4)
+    for needs in (NEEDS, {GRAMS}, {GATE_GRADIENTS}):
+        found = collect(model, groups, [data], needs=needs, hessian_vectors=1, most_columns=50)
+        held = [t for d in (*found.gates.values(), *found.gradients.values()) for t in (d.total, d.absolute, d.squares)]
+        held += list(found.hessian_diagonal.values())
+        for c in found.consumers:
+            held += [c.gram.total] if c.gram is not None else []
+            held += [c.output_gradients] if c.output_gradients is not None else []
+            held += [c.moments.total, c.moments.absolute, c.moments.squares, c.moments.zeros] if c.moments else []
+        assert bytes_needed(model, groups, data, needs=needs, most_columns=50) == sum(t.nbytes for t in held)
+
+
+def test_output_gradients_alone_leave_changes_in_place_to_the_model() -> None:
+    model, groups = ready(CASES["flattened"])
+    data = [CASES["flattened"].data(4)]
+    alone = collect(model, groups, data, needs={OUTPUT_GRADIENTS})
+    for a, b in zip(alone.consumers, collect(model, groups, data).consumers, strict=True):
+        torch.testing.assert_close(a.output_gradients, b.output_gradients)

@@ -166,14 +166,15 @@ class Convolution:
         for d in range(rank):
             reach = self.dilation[d] * (self.kernel[d] - 1) + 1
             table = table.unfold(2 + d, reach, self.stride[d])[..., :: self.dilation[d]]
-        space, taps = tuple(table.shape[2 : 2 + rank]), table.shape[2 + rank :].numel()
-        table = table.movedim(1, 1 + rank)
+        space = tuple(table.shape[2 : 2 + rank])
         if positions is None:
-            flat = table.flatten(1, rank)
-        else:
-            place: tuple[Tensor, ...] = torch.unravel_index(positions.to(table.device), space)
-            flat = torch.ops.aten.index(table, [None, *place])
-        return flat.reshape(len(flat), flat.shape[1], self.groups, -1 if taps else 0)
+            # Laid out with the positions last, as they lie in the input: copying is several times faster.
+            taps = table.movedim(tuple(range(2 + rank, 2 + 2 * rank)), tuple(range(2, 2 + rank)))
+            columns = taps.reshape(len(table), self.groups, -1, math.prod(space))
+            return columns.movedim(3, 1)
+        place: tuple[Tensor, ...] = torch.unravel_index(positions.to(table.device), space)
+        flat: Tensor = torch.ops.aten.index(table.movedim(1, 1 + rank), [None, *place])
+        return flat.reshape(len(flat), flat.shape[1], self.groups, -1)
 
     def responses(self, outputs: Tensor, positions: Tensor | None = None) -> Tensor:
         """(samples, positions, groups, rows of a group)."""

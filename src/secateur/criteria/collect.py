@@ -1,5 +1,6 @@
 """One pass over calibration data that gathers what all asked criteria need."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.capture.calls import Call
+from secateur.capture.watch import watching
 from secateur.criteria.backward import Derived, Layout, Recorder, derive, gates_of, requiring, share_of
 from secateur.criteria.hessian import diagonal_of_sum
 from secateur.criteria.labels import sampled_targets
@@ -22,7 +25,7 @@ from secateur.criteria.statistics import (
     Derivatives,
     Statistics,
 )
-from secateur.criteria.tally import Tally
+from secateur.criteria.tally import Tally, bytes_of
 from secateur.data import Batch, BatchFn, as_batches, to_device
 from secateur.errors import ArgumentError, NumericalError
 from secateur.graph.trace import canonical_names, in_eval_mode, kept_buffers
@@ -129,6 +132,47 @@ def collect(
             work.read(to_device(batch, device))
             advance(batch.size)
     return work.statistics(weights)
+
+
+def bytes_needed(
+    model: nn.Module,
+    groups: Sequence[Group],
+    batch: Any,
+    *,
+    needs: Collection[str] = NEEDS - {HESSIAN_DIAGONAL},
+    batch_fn: BatchFn | None = None,
+    most_columns: int = 8192,
+) -> int:
+    """Bytes of the statistics that `collect` will give, weights aside; found by a run of one sample.
+
+    Args:
+        model: as for `collect`.
+        groups: as for `collect`.
+        batch: one batch of calibration data.
+        needs: as for `collect`.
+        batch_fn: as for `collect`.
+        most_columns: as for `collect`.
+
+    >>> bytes_needed(nn.Linear(3, 2), [], torch.zeros(1, 3), needs={"grams"}) == 8 * (3 + 1) ** 2
+    True
+    """
+    (one,) = itertools.islice(as_batches([batch], "calibration", batch_fn), 1)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    sample = to_device(one.take(torch.tensor([0])), device)
+    each: dict[Any, int] = {}
+
+    def visit(call: Call) -> Tensor:
+        each[call.weight, call.form] = bytes_of(call, needs, most_columns)
+        return call.run()
+
+    with torch.no_grad(), in_eval_mode(model), kept_buffers(model), watching(model, visit):
+        model(*sample.args, **sample.kwargs)
+    elements = sum(p.numel() for p in model.parameters() if p.is_floating_point())
+    units = sum(group.size for group in groups)
+    total = 3 * 8 * units if GATE_GRADIENTS in needs else 0
+    total += 3 * 8 * elements if WEIGHT_GRADIENTS in needs else 0
+    total += 8 * elements if HESSIAN_DIAGONAL in needs else 0
+    return total + sum(each.values())
 
 
 def _check(needs: Collection[str], labels: str, loss: Any, positions: int | None, hessian_vectors: int | None) -> None:

@@ -64,7 +64,7 @@ class Uses:
                 part = self._part(product.leading, rows)
                 inputs.append(self._table(form.design(part_of(product.inputs, part)), rows))
                 outputs.append(self._table(form.responses(part_of(g, part)), rows))
-            matrices = torch.einsum("npgr,npgc->ngrc", torch.cat(outputs, 1), torch.cat(inputs, 1))
+            matrices = _products(_joined(outputs), _joined(inputs))
             shape = (place.stop - place.start, *self.shape[1:])
             yield place, _as_weights(form, matrices, shape)
 
@@ -90,6 +90,18 @@ class Uses:
         step = max(1, CHUNK // elements)
         for start in range(0, self.samples, step):
             yield slice(start, min(start + step, self.samples))
+
+
+def _joined(tables: Sequence[Tensor]) -> Tensor:
+    """Positions of all."""
+    return tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
+
+
+def _products(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Sums over positions of (samples, positions, groups, rows) times (samples, positions, groups, columns)."""
+    if outputs.shape[2] == 1:
+        return torch.bmm(outputs[:, :, 0].transpose(1, 2), inputs[:, :, 0]).unsqueeze(1)
+    return torch.einsum("npgr,npgc->ngrc", outputs, inputs)
 
 
 def tells_samples_apart(uses: Sequence[Product | Term], samples: int) -> bool:
