@@ -238,6 +238,13 @@ def test_layers_that_cannot_be_apart_stay_together_and_say_why(what: str) -> Non
     assert all(g.note == "" for g in sc.find_groups(sc.trace(model, args)))
 
 
+def test_one_layer_is_no_stack() -> None:
+    model = _net("lstm", "given", num_layers=1)
+    program = sc.trace(model, model.inputs(2))
+    expected = [("before", 6, ""), ("rnn", 10, "")]
+    assert [(g.name, g.size, g.note) for g in sc.find_groups(program, split_stacks=True)] == expected
+
+
 class Reshaping(nn.Module):
     """Sizes read off the stack's attributes count what its last layer gives."""
 

@@ -13,7 +13,7 @@ from secateur.graph.trace import Program
 from secateur.graph.unify import Unifier
 
 ONE_UNIT = "holds one position only"
-ONE_STATE = "the final states of its layers are read as one tensor, so they stay equally wide"
+ONE_STATE = "final states of several layers or directions are read as one tensor, so these stay equally wide"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def recurrent_rule(typing: Typing, node: fx.Node) -> list[Types]:
             outputs.append(out)
         given += outputs
         feature = outputs[0] if directions == 1 else Concat(tuple(outputs))
-    together = directions if typing.split_stacks and _may_split(typing, node, hidden) else len(cells)
+    is_stack = typing.split_stacks and len(cells) > directions
+    together = directions if is_stack and _may_split(typing, node, hidden) else len(cells)
     for kind in (hidden,) if given == hidden else (hidden, given):
         typing.families += [tuple(kind[k : k + together]) for k in range(0, len(kind), together)]
     rows = [tuple(given), tuple(hidden)][: len(states)]
