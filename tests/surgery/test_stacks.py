@@ -377,6 +377,41 @@ def test_a_graph_runs_layers_of_any_width_too(tmp_path: Path) -> None:
     assert torch.equal(sc.load(lambda: Graph().double().eval(), tmp_path)(fresh), done.model(fresh))
 
 
+class Ends(nn.Module):
+    """Final states by slices and whole indices, of a batch or of one sample; `written`: by numbers."""
+
+    def __init__(self, *, batched: bool, written: bool) -> None:
+        super().__init__()
+        self.batched, self.written = batched, written
+        self.rnn, self.head = nn.GRU(6, 10, 3, bidirectional=True), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        final = self.rnn(x if self.batched else x[:, 0])[1]
+        if not self.batched:
+            return self.head(torch.cat([final[-2], final[-1]]))
+        last = final[-2:, :].transpose(0, 1).flatten(1)
+        other = torch.cat([final[4, :, :], final[-1]], dim=-1)
+        return self.head(last.reshape(-1, 20) if self.written else last) + self.head(other)
+
+
+@pytest.mark.parametrize("settings", [(True, False), (False, False), (True, True)], ids=str)
+def test_final_states_may_be_read_by_slices(settings: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    model = Ends(batched=settings[0], written=settings[1]).double().eval()
+    x, fresh = (torch.randn(5, n, 6, dtype=torch.float64) for n in (2, 3))
+    program = sc.trace(model, (x,))
+    fallback: Any = "graph" if settings[1] else "error"
+    groups = sc.find_groups(program, split_stacks=True, fallback=fallback)
+    assert [g.name for g in groups] == ["rnn.l0", "rnn.l1", "rnn.l2"]
+    # Slices put both directions of the last layer into one tensor.
+    assert [g.rows for g in groups] == [2, 2, 1 if settings[0] else 2]
+    plan = _uneven(groups)
+    done = cut_model(model, plan, program=program, fallback=fallback)
+    assert done.way == ("graph" if settings[1] else "module")
+    masked = sc.mask(model, plan, program=program, fallback=fallback)
+    torch.testing.assert_close(done.model(fresh), masked(fresh), rtol=1e-9, atol=1e-12)
+
+
 class Measuring(nn.Module):
     """It asks for the shape of all final states at once, which layers of different widths do not have."""
 

@@ -44,9 +44,11 @@ class LayerStates:
 
     def __getitem__(self, index: Any) -> Any:
         """A layer's state, part of one, or some of them."""
-        if isinstance(index, tuple):
-            return self.rows[index[0]][index[1:]]
-        return LayerStates(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, slice):
+            taken = _joined(self.rows[first])
+            return taken[(slice(None), *rest)] if rest else taken
+        return self.rows[first][tuple(rest)] if rest else self.rows[first]
 
     def unbind(self, dim: int = 0) -> tuple[Tensor, ...]:
         """All of them; `dim` is the first."""
@@ -136,7 +138,7 @@ class LayerwiseRecurrent(nn.Module):
         kinds = []
         for layers in zip(*finals, strict=True):
             ordered = layers if back is None else [state.index_select(1, back) for state in layers]
-            kinds.append(_joined([state.squeeze(1) for state in ordered] if unbatched else ordered))
+            kinds.append(_states([state.squeeze(1) for state in ordered] if unbatched else ordered))
         return tuple(kinds) if self.mode == "LSTM" else kinds[0]
 
     def flatten_parameters(self) -> None:
@@ -245,7 +247,7 @@ def uneven_stack(
     each = len(params) // num_layers
     layers = [params[k : k + each] for k in range(0, len(params), each)]
     output, finals = run_layers(mode, data, None, None, layers, has_biases, dropout, train, bidirectional, batch_first)
-    return (output, *map(_joined, zip(*finals, strict=True)))
+    return (output, *map(_states, zip(*finals, strict=True)))
 
 
 def _state_widths(mode: str, weights: Sequence[Tensor], directions: int) -> list[int]:
@@ -257,12 +259,15 @@ def _state_widths(mode: str, weights: Sequence[Tensor], directions: int) -> list
     return widths
 
 
-def _joined(layers: Sequence[Tensor]) -> Tensor | LayerStates:
+def _states(layers: Sequence[Tensor]) -> Tensor | LayerStates:
     """States of all layers, the first dimension of each its directions, as one tensor if they are equally wide."""
-    rows = [row for state in layers for row in state.unbind(0)]
+    return _joined([row for state in layers for row in state.unbind(0)])
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor | LayerStates:
     # Plain integers: while a program is traced, sizes that are compared are taken to stay equal.
     is_even = len({int(row.shape[-1]) for row in rows}) == 1
-    return torch.stack(rows) if is_even else LayerStates(tuple(rows))
+    return torch.stack(list(rows)) if is_even else LayerStates(tuple(rows))
 
 
 def layer_widths(module: Any) -> list[LayerWidths]:

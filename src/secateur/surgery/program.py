@@ -249,6 +249,9 @@ class _Writer:
                 self._call(uneven_stack, node, (mode, *others))
             case "call_function" if operator_name(node) == "aten.select" and self._is_states(node.args[0]):
                 self._call(operator.getitem, node, (node.args[0], arguments(node)["index"]))
+            case "call_function" if operator_name(node) == "aten.slice" and self._is_states(node.args[0]):
+                named = arguments(node)
+                self._call(operator.getitem, node, (node.args[0], slice(named["start"], named["end"], named["step"])))
             case "call_function" if operator_name(node) == "aten.unbind" and self._is_states(node.args[0]):
                 self.nodes[node] = self._mapped(node.args[0])
             case "call_function" if operator_name(node) not in ASSERTIONS:

@@ -77,8 +77,12 @@ def permute_rule(typing: Typing, node: fx.Node) -> Dims:
 
 def squeeze_rule(typing: Typing, node: fx.Node) -> Types:
     """squeeze: dimensions of one position go."""
-    dims = typing.dims(node.args[0])
     named = arguments(node)
+    rows = typing.values.get(named["self"])
+    if isinstance(rows, RowDims) and named.get("dim") == 1 and rows.dims[1].size == 1:
+        # Final states of one sample without a batch.
+        return RowDims((rows.dims[0], *rows.dims[2:]), rows.rows)
+    dims = typing.dims(node.args[0])
     chosen = named.get("dim")
     numbers = range(len(dims)) if chosen is None else chosen if isinstance(chosen, list | tuple) else [chosen]
     gone = {k % len(dims) for k in numbers if dims[k].size == 1}
@@ -264,9 +268,14 @@ def select_rule(typing: Typing, node: fx.Node) -> Dims:
     return tuple(dims)
 
 
-def slice_rule(typing: Typing, node: fx.Node) -> Dims:
+def slice_rule(typing: Typing, node: fx.Node) -> Types:
     """slice: a segment of a dimension, if it is taken without gaps."""
     named = arguments(node)
+    value = typing.values.get(named["self"])
+    if isinstance(value, RowDims) and named["dim"] == 0:
+        rows = value.rows[slice(named["start"], named["end"], named["step"])]
+        taken = (Fixed(len(rows), CHOSEN), *value.dims[1:-1])
+        return RowDims((*taken, rows[0]), rows) if len(rows) > 1 else (*taken, *rows)
     dims = list(typing.dims(named["self"]))
     along = named.get("dim", 0) % len(dims)
     shape = shape_of(node)
