@@ -7,7 +7,7 @@ from secateur import errors
 
 
 def test_all_is_what_can_be_imported() -> None:
-    assert sorted(secateur.__all__) == secateur.__all__ == sorted(secateur._HOMES)
+    assert sorted(secateur.__all__) == list(secateur._HOMES) == sorted(secateur._HOMES)
     for name in secateur.__all__:
         found = getattr(secateur, name)
         assert found.__doc__, name

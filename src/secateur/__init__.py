@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.allocation.certificate import Certificate, certify_paired
     from secateur.allocation.knapsack import allocate
+    from secateur.criteria.activations import ActivationNorm, ActiveShare, MeanActivation
+    from secateur.criteria.chance import Random
     from secateur.criteria.collect import collect
     from secateur.criteria.criterion import Criterion, score
-    from secateur.criteria.rules import Magnitude, Random, Taylor
+    from secateur.criteria.curvature import KFAC, OBD, HessianTrace
+    from secateur.criteria.energy import RIA, ActivationVariance, Wanda, WandaGroup
+    from secateur.criteria.gradients import SNIP, FisherGate, Gradient, SecondOrderTaylor, Taylor
+    from secateur.criteria.group_obs import GroupOBS
+    from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, Magnitude
+    from secateur.criteria.obs import OBS
     from secateur.criteria.statistics import Statistics
     from secateur.errors import (
         ArgumentError,
@@ -47,7 +54,11 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives.
 _HOMES = {
+    "ActivationNorm": "secateur.criteria.activations:ActivationNorm",
+    "ActivationVariance": "secateur.criteria.energy:ActivationVariance",
+    "ActiveShare": "secateur.criteria.activations:ActiveShare",
     "ArgumentError": "secateur.errors:ArgumentError",
+    "BatchNormScale": "secateur.criteria.magnitude:BatchNormScale",
     "Budget": "secateur.types:Budget",
     "BudgetError": "secateur.errors:BudgetError",
     "Certificate": "secateur.allocation.certificate:Certificate",
@@ -55,28 +66,43 @@ _HOMES = {
     "Criterion": "secateur.criteria.criterion:Criterion",
     "Curve": "secateur.types:Curve",
     "DataError": "secateur.errors:DataError",
+    "FisherGate": "secateur.criteria.gradients:FisherGate",
     "FixedAxis": "secateur.types:FixedAxis",
+    "GeometricMedian": "secateur.criteria.magnitude:GeometricMedian",
+    "Gradient": "secateur.criteria.gradients:Gradient",
     "Group": "secateur.types:Group",
-    "Magnitude": "secateur.criteria.rules:Magnitude",
+    "GroupOBS": "secateur.criteria.group_obs:GroupOBS",
+    "HessianTrace": "secateur.criteria.curvature:HessianTrace",
+    "KFAC": "secateur.criteria.curvature:KFAC",
+    "LAMP": "secateur.criteria.magnitude:LAMP",
+    "Magnitude": "secateur.criteria.magnitude:Magnitude",
+    "MeanActivation": "secateur.criteria.activations:MeanActivation",
     "Metric": "secateur.measures.metrics:Metric",
     "MetricError": "secateur.errors:MetricError",
     "MissingExtraError": "secateur.errors:MissingExtraError",
     "NumericalError": "secateur.errors:NumericalError",
+    "OBD": "secateur.criteria.curvature:OBD",
+    "OBS": "secateur.criteria.obs:OBS",
     "Plan": "secateur.surgery.plan:Plan",
     "PlanError": "secateur.errors:PlanError",
     "Program": "secateur.graph.trace:Program",
-    "Random": "secateur.criteria.rules:Random",
+    "RIA": "secateur.criteria.energy:RIA",
+    "Random": "secateur.criteria.chance:Random",
     "RecipeError": "secateur.errors:RecipeError",
     "Result": "secateur.pipeline.result:Result",
     "Retraining": "secateur.training.loop:Retraining",
+    "SNIP": "secateur.criteria.gradients:SNIP",
     "SavedModelError": "secateur.errors:SavedModelError",
     "Schedule": "secateur.training.schedules:Schedule",
     "SecateurError": "secateur.errors:SecateurError",
+    "SecondOrderTaylor": "secateur.criteria.gradients:SecondOrderTaylor",
     "Statistics": "secateur.criteria.statistics:Statistics",
     "StoreError": "secateur.errors:StoreError",
     "SurgeryError": "secateur.errors:SurgeryError",
-    "Taylor": "secateur.criteria.rules:Taylor",
+    "Taylor": "secateur.criteria.gradients:Taylor",
     "TraceError": "secateur.errors:TraceError",
+    "Wanda": "secateur.criteria.energy:Wanda",
+    "WandaGroup": "secateur.criteria.energy:WandaGroup",
     "allocate": "secateur.allocation.knapsack:allocate",
     "certify_paired": "secateur.allocation.certificate:certify_paired",
     "collect": "secateur.criteria.collect:collect",
@@ -98,7 +124,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "KFAC",
+    "LAMP",
+    "OBD",
+    "OBS",
+    "RIA",
+    "SNIP",
+    "ActivationNorm",
+    "ActivationVariance",
+    "ActiveShare",
     "ArgumentError",
+    "BatchNormScale",
     "Budget",
     "BudgetError",
     "Certificate",
@@ -106,9 +142,15 @@ __all__ = [
     "Criterion",
     "Curve",
     "DataError",
+    "FisherGate",
     "FixedAxis",
+    "GeometricMedian",
+    "Gradient",
     "Group",
+    "GroupOBS",
+    "HessianTrace",
     "Magnitude",
+    "MeanActivation",
     "Metric",
     "MetricError",
     "MissingExtraError",
@@ -124,11 +166,14 @@ __all__ = [
     "SavedModelError",
     "Schedule",
     "SecateurError",
+    "SecondOrderTaylor",
     "Statistics",
     "StoreError",
     "SurgeryError",
     "Taylor",
     "TraceError",
+    "Wanda",
+    "WandaGroup",
     "allocate",
     "certify_paired",
     "collect",

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from networks import CASES, Case, built
+from secateur.criteria.chance import Random
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import Criterion, score
-from secateur.criteria.rules import Magnitude, Random, Taylor
+from secateur.criteria.gradients import Taylor
+from secateur.criteria.magnitude import Magnitude
 from secateur.criteria.statistics import GATE_GRADIENTS, Statistics
 from secateur.data import as_batches
 from secateur.errors import ArgumentError, NumericalError, PlanError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.rules import Magnitude
+from secateur.criteria.magnitude import Magnitude
 from secateur.criteria.statistics import Statistics
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace

@@ -81,6 +81,18 @@ def column_units(form: Form, place: Place, s: Slice, shape: tuple[int, ...]) -> 
         int64 (groups, columns); None where the rows of a column differ, as they do if the slice lies along
         rows, or holds other columns in each row.
     """
+    table = form.matrix(_labels(s, shape)[place.start : place.stop])
+    return table[:, 0] if bool((table == table[:, :1]).all()) else None
+
+
+def row_units(form: Form, place: Place, s: Slice, shape: tuple[int, ...]) -> Tensor | None:
+    """Which unit each row belongs to: int64 (groups, rows); None where the columns of a row differ."""
+    table = form.matrix(_labels(s, shape)[place.start : place.stop])
+    return table[:, :, 0] if bool((table == table[:, :, :1]).all()) else None
+
+
+def _labels(s: Slice, shape: tuple[int, ...]) -> Tensor:
+    """The unit of each element of a parameter."""
     labels = torch.full(shape, NONE)
     for unit in range(len(s.index)):
         where: list[slice | Tensor] = [slice(None)] * len(shape)
@@ -91,8 +103,7 @@ def column_units(form: Form, place: Place, s: Slice, shape: tuple[int, ...]) -> 
             beside, rows = s.within
             block = labels.movedim((beside, s.dim), (0, 1))
             block[rows[unit].unsqueeze(1), s.index[unit].unsqueeze(0)] = s.first + unit
-    table = form.matrix(labels[place.start : place.stop])
-    return table[:, 0] if bool((table == table[:, :1]).all()) else None
+    return labels
 
 
 Visit = Callable[[Call], Tensor]

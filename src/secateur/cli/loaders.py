@@ -26,8 +26,10 @@ from secateur.cli.recipe import (
     Recipe,
     Rows,
 )
+from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
-from secateur.criteria.rules import Magnitude, Random, Taylor
+from secateur.criteria.gradients import Taylor
+from secateur.criteria.magnitude import Magnitude
 from secateur.errors import DataError, RecipeError
 from secateur.training.loop import Retraining
 from secateur.zoo.digits import digits_cnn, digits_lstm

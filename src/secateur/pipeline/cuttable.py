@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from secateur.criteria.rules import Random
+from secateur.criteria.chance import Random
 from secateur.criteria.statistics import Statistics
 from secateur.errors import SurgeryError
 from secateur.graph.trace import Program

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from secateur.allocation.certificate import Certificate, certify_paired
+from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
-from secateur.criteria.rules import Magnitude, Random, Taylor
+from secateur.criteria.gradients import Taylor
+from secateur.criteria.magnitude import Magnitude
 from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError

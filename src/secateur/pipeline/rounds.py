@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.allocation.knapsack import allocate, uniform_allocation
 from secateur.criteria.collect import collect
-from secateur.criteria.criterion import score
+from secateur.criteria.criterion import needs_of, score
 from secateur.errors import BudgetError
 from secateur.graph.costs import CostModel, cost_model
 from secateur.graph.groups import Structure, structure
@@ -95,7 +95,7 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
     found = structure(program, task.ignore)
     groups = tuple(group for group in found.groups if group.name in task.cuttable)
     statistics = collect(
-        model, groups, task.calibration, needs=task.criterion.needs, loss=task.loss, progress=task.progress
+        model, groups, task.calibration, needs=needs_of(task.criterion), loss=task.loss, progress=task.progress
     )
     prober = probe(
         model,
