@@ -157,7 +157,7 @@ def whitened_inputs(consumer: Consumer, damping: float, statistics: Statistics, 
     if consumer.gram is None:
         raise ArgumentError(
             f"{who!r} needs the Gram matrix of the inputs of {consumer.place.name!r}, which was not collected; pass "
-            f"needs={who!r}.needs to collect"
+            f"needs={who!r}.needs to collect (and, for a wide layer, most_columns)"
         )
     return whitened(consumer.gram, damping, consumer.place.name, statistics.samples)
 
