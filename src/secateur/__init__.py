@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from secateur.measures.metrics import Metric
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
-    from secateur.repair.folding import fold
-    from secateur.repair.repair import Repaired, repair
+    from secateur.repairs.folding import fold
+    from secateur.repairs.repair import Repaired, repair
     from secateur.sensitivity.scan import scan
     from secateur.storage.saved_model import load_model as load, save_model as save
     from secateur.surgery.cut import cut
@@ -89,7 +89,7 @@ _HOMES = {
     "RIA": "secateur.criteria.energy:RIA",
     "Random": "secateur.criteria.chance:Random",
     "RecipeError": "secateur.errors:RecipeError",
-    "Repaired": "secateur.repair.repair:Repaired",
+    "Repaired": "secateur.repairs.repair:Repaired",
     "Result": "secateur.pipeline.result:Result",
     "Retraining": "secateur.training.loop:Retraining",
     "SNIP": "secateur.criteria.gradients:SNIP",
@@ -110,13 +110,13 @@ _HOMES = {
     "cut": "secateur.surgery.cut:cut",
     "find_fixed": "secateur.graph.groups:find_fixed",
     "find_groups": "secateur.graph.groups:find_groups",
-    "fold": "secateur.repair.folding:fold",
+    "fold": "secateur.repairs.folding:fold",
     "load": "secateur.storage.saved_model:load_model",
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
     "prune": "secateur.pipeline.prune:prune",
-    "repair": "secateur.repair.repair:repair",
+    "repair": "secateur.repairs.repair:repair",
     "save": "secateur.storage.saved_model:save_model",
     "scan": "secateur.sensitivity.scan:scan",
     "score": "secateur.criteria.criterion:score",

@@ -17,7 +17,7 @@ from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import resolve_loss
 from secateur.pipeline.task import Damage, Task, summarise
-from secateur.repair.repair import repair
+from secateur.repairs.repair import repair
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.scan import measure_curves
 from secateur.storage.saved_model import load_model, read_manifest, save_model

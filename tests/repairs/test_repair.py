@@ -12,7 +12,7 @@ from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
-from secateur.repair.repair import READ_OTHERWISE, repair
+from secateur.repairs.repair import READ_OTHERWISE, repair
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan
 

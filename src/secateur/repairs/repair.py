@@ -22,13 +22,13 @@ from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places
 from secateur.data import Batch, BatchFn, as_batches
 from secateur.errors import NumericalError
-from secateur.graph.groups import structure
+from secateur.graph.groups import structure_for
 from secateur.graph.trace import Program, in_eval_mode, named_state
 from secateur.graph.typing import operator_name
 from secateur.progress import NoProgress, Progress
-from secateur.repair.least_squares import FOLDS, RIDGES, Products, Solution, in_folds, shift, solve
-from secateur.repair.recurrent import Pair, kept_of, repaired_layer
-from secateur.repair.rows import kept_columns, kept_rows
+from secateur.repairs.least_squares import FOLDS, RIDGES, Products, Solution, in_folds, shift, solve
+from secateur.repairs.recurrent import Pair, kept_of, repaired_layer
+from secateur.repairs.rows import kept_columns, kept_rows
 from secateur.surgery.plan import Plan
 from secateur.surgery.tensors import Marked, removed_marks
 from secateur.types import Group, Note
@@ -144,7 +144,7 @@ def repair(
     """
     with in_eval_mode(small), in_eval_mode(dense), torch.no_grad():
         batches = list(as_batches(calibration, "calibration", batch_fn))
-        chosen = structure(program).units if groups is None else groups
+        chosen = structure_for(program, plan.sizes).units if groups is None else groups
         walk = _Walk(small, dense, plan, batches, program, chosen, reach, ridges, rows_per_column, seed)
         with (progress or NoProgress()).stage("repair", sum(walk.calls.values())) as advance:
             for before, now in walk.pairs():

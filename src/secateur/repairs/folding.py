@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.graph.copies import copy_of
-from secateur.graph.groups import structure
+from secateur.graph.groups import structure_for
 from secateur.graph.trace import Program, named_state
 from secateur.graph.typing import operator_name
 from secateur.surgery.cut import cut
@@ -62,7 +62,7 @@ def fold(model: nn.Module, plan: Plan, *, program: Program, verify: bool = True)
     >>> torch.allclose(small(torch.ones(1, 2)), net(torch.ones(1, 2)))
     True
     """
-    groups = structure(program).units
+    groups = structure_for(program, plan.sizes).units
     check_plan(plan, groups)
     folded = copy_of(model)
     state = named_state(folded)

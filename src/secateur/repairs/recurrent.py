@@ -14,8 +14,8 @@ from torch.nn import functional
 from secateur.capture.calls import Place
 from secateur.capture.forms import Dense
 from secateur.capture.recurrent import Layer, Weights
-from secateur.repair.least_squares import FOLDS, in_folds, solve
-from secateur.repair.rows import kept_columns, kept_rows
+from secateur.repairs.least_squares import FOLDS, in_folds, solve
+from secateur.repairs.rows import kept_columns, kept_rows
 from secateur.surgery.tensors import Marked
 
 ROUNDS = 3

@@ -6,7 +6,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.graph.groups import find_groups
-from secateur.repair.folding import fold
+from secateur.repairs.folding import fold
 from secateur.surgery.plan import Plan
 
 
