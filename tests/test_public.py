@@ -29,7 +29,16 @@ def test_every_error_is_public_and_has_the_common_base() -> None:
 
 def test_after_two_positional_arguments_all_are_by_keyword() -> None:
     # `trace(model, args, kwargs)` and the like mirror torch.export.
-    positional = {"trace": 3, "measure": 3, "collect": 3, "score": 3, "scan": 4, "repair": 4, "find_groups": 2, "allocate": 3}
+    positional = {
+        "trace": 3,
+        "measure": 3,
+        "collect": 3,
+        "score": 3,
+        "scan": 4,
+        "repair": 4,
+        "find_groups": 2,
+        "allocate": 3,
+    }
     for name in secateur.__all__:
         found = getattr(secateur, name)
         if inspect.isfunction(found):
