@@ -2,12 +2,16 @@
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from secateur.cli.imports import named_modules, resolve
-from secateur.cli.recipe import ImagesData, LinesData, load_recipe
+from secateur.cli.loaders import load_criterion
+from secateur.cli.recipe import CriterionName, ImagesData, LinesData, load_recipe
 from secateur.cli.yaml_file import parse_yaml
+from secateur.criteria.criterion import Criterion
+from secateur.criteria.statistics import NEEDS
 from secateur.errors import RecipeError
 
 GOOD = "model: {ref: digits-cnn}\ndata: {kind: digits}\ntolerance: 0.02\n"
@@ -169,3 +173,9 @@ def test_an_allowed_package_allows_its_modules_but_not_its_namesakes(tmp_path: P
 def test_the_recipes_of_the_project_are_valid(name: str) -> None:
     recipe = load_recipe(Path(__file__).parents[2] / "recipes" / name)
     assert recipe.model.ref in name.replace("-cifar10", "")
+
+
+@pytest.mark.parametrize("name", get_args(CriterionName))
+def test_every_name_of_a_criterion_is_one(tmp_path: Path, name: str) -> None:
+    criterion = load_criterion(loaded(tmp_path, GOOD, f"criterion={name}"))
+    assert isinstance(criterion, Criterion) and criterion.needs <= NEEDS

@@ -10,7 +10,7 @@ from secateur.cli.loaders import Splits, example_args, load_criterion, load_dens
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.criteria.collect import collect
-from secateur.criteria.criterion import score
+from secateur.criteria.criterion import needs_of, score
 from secateur.data import as_batches
 from secateur.graph.groups import structure
 from secateur.graph.trace import trace
@@ -56,7 +56,7 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
     groups = [g for g in structure(program, recipe.ignore).groups if g.exact]
     criterion, progress = load_criterion(recipe), make_progress()
     data = first_samples(as_batches(splits.train, "train"), recipe.calibration_samples, seed=recipe.seed)
-    statistics = collect(model, groups, data, needs=criterion.needs, loss=recipe.loss, progress=progress)
+    statistics = collect(model, groups, data, needs=needs_of(criterion), loss=recipe.loss, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     with CurveStore.open(out / "curves.sqlite") as store:
         curves = scan(

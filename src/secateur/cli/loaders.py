@@ -16,6 +16,7 @@ from secateur.cli.imports import resolve
 from secateur.cli.recipe import (
     SPLITS,
     CharactersData,
+    CriterionName,
     DataPart,
     DigitsData,
     FileRows,
@@ -26,10 +27,15 @@ from secateur.cli.recipe import (
     Recipe,
     Rows,
 )
+from secateur.criteria.activations import ActivationNorm, ActiveShare, MeanActivation
 from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
-from secateur.criteria.gradients import Taylor
-from secateur.criteria.magnitude import Magnitude
+from secateur.criteria.curvature import KFAC, OBD, HessianTrace
+from secateur.criteria.energy import RIA, ActivationVariance, Wanda, WandaGroup
+from secateur.criteria.gradients import SNIP, FisherGate, Gradient, SecondOrderTaylor, Taylor
+from secateur.criteria.group_obs import GroupOBS
+from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, Magnitude
+from secateur.criteria.obs import OBS
 from secateur.errors import DataError, RecipeError
 from secateur.training.loop import Retraining
 from secateur.zoo.digits import digits_cnn, digits_lstm
@@ -115,11 +121,32 @@ def example_args(splits: Splits, samples: int) -> tuple[Any, ...]:
 
 def load_criterion(recipe: Recipe) -> Criterion:
     """The criterion by name."""
-    known: dict[str, Criterion] = {
-        "taylor": Taylor(),
+    known: dict[CriterionName, Criterion] = {
+        "active-share": ActiveShare(),
+        "activation-norm": ActivationNorm(),
+        "bn-scale": BatchNormScale(),
+        "fisher": FisherGate(),
+        "flap": ActivationVariance(),
+        "fpgm": GeometricMedian(),
+        "gradient": Gradient(),
+        "group-obs": GroupOBS(),
+        "hessian-trace": HessianTrace(),
+        "kfac": KFAC(),
         "l1": Magnitude(1),
         "l2": Magnitude(2),
+        "lamp": LAMP(),
+        "mean-activation": MeanActivation(),
+        "obd": OBD(),
+        "obd-fisher": OBD("fisher"),
+        "obs": OBS(),
         "random": Random(recipe.seed),
+        "ria": RIA(),
+        "snip": SNIP(),
+        "taylor": Taylor(),
+        "taylor-absolute": Taylor("absolute"),
+        "taylor-second-order": SecondOrderTaylor(),
+        "wanda": Wanda(),
+        "wanda-group": WandaGroup(),
     }
     return known[recipe.criterion]
 

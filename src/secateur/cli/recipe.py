@@ -134,6 +134,35 @@ class RetrainPart(Part):
     temperature: float = Field(4.0, gt=0)
 
 
+CriterionName = Literal[
+    "active-share",
+    "activation-norm",
+    "bn-scale",
+    "fisher",
+    "flap",
+    "fpgm",
+    "gradient",
+    "group-obs",
+    "hessian-trace",
+    "kfac",
+    "l1",
+    "l2",
+    "lamp",
+    "mean-activation",
+    "obd",
+    "obd-fisher",
+    "obs",
+    "random",
+    "ria",
+    "snip",
+    "taylor",
+    "taylor-absolute",
+    "taylor-second-order",
+    "wanda",
+    "wanda-group",
+]
+
+
 class Recipe(Part):
     """One run, described whole."""
 
@@ -144,7 +173,7 @@ class Recipe(Part):
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     tolerance: float | None = Field(None, gt=0, lt=1)
     budget: BudgetPart | None = None
-    criterion: Literal["taylor", "l1", "l2", "random"] = "taylor"
+    criterion: CriterionName = "taylor"
     sparsities: Numbers = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     folds: int = Field(5, ge=2)
     schedule: Literal["one-shot", "linear", "cubic", "exponential"] = "cubic"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.capture.watch import watching
 from secateur.data import Batch
@@ -28,7 +29,8 @@ def diagonal_of_sum(
         vectors: how many; None: one for each element, which is exact.
         seed: of the random vectors. They are the same for all batches, so sums over batches are those of one batch.
     """
-    with watching(model, lambda call: call.run()):
+    # Fused attention has no second derivatives.
+    with watching(model, lambda call: call.run()), sdpa_kernel(SDPBackend.MATH):
         total = per_sample(loss, model(*batch.args, **batch.kwargs), batch.targets, batch.size, "loss").sum()
     values = list(parameters.values())
     found = torch.autograd.grad(total, values, create_graph=True, allow_unused=True)
