@@ -74,6 +74,20 @@ class Tied(nn.Module):
         return scores + 0.1 * functional.linear(scores.softmax(-1) @ self.table.weight, self.table.weight)
 
 
+class Positions(nn.Module):
+    """Learned positions, the same for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(7, 6), nn.Embedding(9, 6), nn.Linear(6, 3)
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        x = self.places(torch.arange(1, tokens.shape[1] + 1).unsqueeze(0)) + x
+        return self.head(x + self.down(self.up(x).relu()))
+
+
 class Flat(nn.Module):
     """Products on a flattened batch, as GPT-2 has them."""
 
@@ -183,6 +197,7 @@ CASES = {
     "convolutions": Case(convolutions, (2, 7, 6)),
     "called twice": Case(Twice, (4,)),
     "tied": Case(Tied, (5,), words=True),
+    "positions": Case(Positions, (4,), words=True),
     "flattened": Case(Flat, (5, 4)),
     "lstm": Case(lambda: Steps(nn.LSTM), (4, 4)),
     "gru": Case(lambda: Steps(nn.GRU), (4, 4)),

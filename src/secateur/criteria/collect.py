@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -291,8 +292,11 @@ class _Pass:
         self.gates[name] = self.gates[name] + found if name in self.gates else found
 
     def _add_outputs(self, derived: Derived) -> None:
+        found = defaultdict(list)
         for product, g in derived.outputs:
-            self.tally.add_gradients(product.place, product.form, g)
+            found[product.place, product.form].append(g)
+        for (place, form), outputs in found.items():
+            self.tally.add_gradients(place, form, outputs)
 
     def _taken_apart(self, derived: Derived) -> tuple[dict[tuple[str, str], Tensor], dict[str, Derivatives]]:
         """Shares of parameters in gates, and sums of the parameters' gradients; each gradient is computed once."""

@@ -1,7 +1,7 @@
 """What goes in and out of every consumer, added up call by call; no labels are needed for what goes in."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -96,10 +96,11 @@ class Tally:
             gram = gram_of(call.design(some_positions(call, self.positions, self.generator)))
             sums.gram = gram if sums.gram is None else sums.gram + gram
 
-    def add_gradients(self, place: Place, form: Form, outputs: Tensor) -> None:
-        """Gradients of what came out of a call."""
+    def add_gradients(self, place: Place, form: Form, outputs: Sequence[Tensor]) -> None:
+        """Gradients of what came out of the calls of a consumer."""
         sums = self.sums[place, form]
-        rows = form.responses(outputs)
+        # In one product, for a recurrent layer has a call for each step.
+        rows = torch.cat([form.responses(g).flatten(0, 1) for g in outputs]).unsqueeze(0)
         if OUTPUT_GRADIENTS in self.needs and self._fits(place, "output gradients", "rows", rows.shape[3]):
             total = outer_products(rows)
             sums.output_gradients = total if sums.output_gradients is None else sums.output_gradients + total

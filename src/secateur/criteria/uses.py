@@ -91,6 +91,8 @@ class Terms(TorchFunctionMode):
         super().__init__()
         self.places = places
         self.found: list[Term] = []
+        # Rows of a table that are the same for all samples, as learned positions are, until they are added.
+        self.rows: dict[int, tuple[Tensor, Term, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -104,7 +106,31 @@ class Terms(TorchFunctionMode):
                 place = self.places.find(tensor)
                 if place is not None:
                     self.found.append(Term(place, leading, edge, gradients))
+                    if func is functional.embedding and args:
+                        self.rows[id(outputs)] = (outputs, self.found[-1], args[0])
+            if reader is _add and not named:
+                self._read_rows(outputs, edge, args)
         return outputs
+
+    def _read_rows(self, outputs: Tensor, edge: GradientEdge, operands: Sequence[Any]) -> None:
+        """Rows of a table that are added to every sample are read by every sample."""
+        for operand in operands:
+            rows, term, where = self.rows.get(id(operand), (None, None, None))
+            if rows is None or term is None or where is None:
+                continue
+            shape = (1,) * (outputs.ndim - rows.ndim) + tuple(rows.shape)
+            if shape[0] == 1 < len(outputs) and shape[1:] == outputs.shape[1:]:
+                self.found = [other for other in self.found if other is not term]
+                self.found.append(Term(term.place, len(outputs), edge, _for_every_sample(term, where)))
+
+
+def _for_every_sample(term: Term, where: Tensor) -> Callable[[Tensor, Part, int], Tensor]:
+    def gradients(g: Tensor, part: Part, samples: int) -> Tensor:
+        mine = part_of(g, part)
+        each = mine.reshape(samples, -1, *mine.shape[1:]).sum(1)
+        return torch.cat([term.gradients(one.reshape(*where.shape, -1), None, 1) for one in each])
+
+    return gradients
 
 
 _Found = tuple[Any, int, Callable[[Tensor, Part, int], Tensor]]
