@@ -22,6 +22,7 @@ ALWAYS = (
     "rnn_packed_state_apart",
     "message_passing",
     "pixel_shuffle",
+    "shuffled_halves",
     "sparse_experts",
     "spectral_norm",
     "wavenet",

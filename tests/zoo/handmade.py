@@ -117,6 +117,7 @@ CONVOLUTIONAL: _Rows = {
     "unet_bilinear": (partial(convolution.UNet, bilinear=True), SMALL),
     "dense_block": (convolution.DenseBlock, SMALL),
     "option_a": (convolution.OptionA, SMALL),
+    "shuffled_halves": (convolution.ShuffledHalves, SMALL),
     "uneven_chunks": (convolution.UnevenChunks, SMALL),
     "weighed_depths": (convolution.WeighedDepths, VECTOR),
     "autoencoder": (convolution.Autoencoder, image(16)),

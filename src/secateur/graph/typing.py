@@ -10,9 +10,8 @@ from torch import Tensor, fx
 from secateur.graph.axes import Dims, DimType, Fixed
 from secateur.graph.sizes import Source
 from secateur.graph.trace import Program
-from secateur.graph.unify import Unifier
+from secateur.graph.unify import ONE_UNIT, Unifier
 
-ONE_UNIT = "holds one position only"
 ONE_STATE = "final states of several layers or directions are read as one tensor, so these stay equally wide"
 
 

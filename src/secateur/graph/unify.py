@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves, normal_form
 
+ONE_UNIT = "holds one position only"
+
 
 class Unifier:
     """What is known so far about every axis: unbound, or bound to another type.
@@ -136,7 +138,8 @@ class Unifier:
         """`dim` as two segments, the first of size `first`; None if it has no such boundary."""
         match dim:
             case Axis():
-                pieces = [self.fresh(first), self.fresh(dim.size - first)]
+                sizes = (first, dim.size - first)
+                pieces: list[DimType] = [self.fresh(n) if n > 1 else Fixed(n, ONE_UNIT) for n in sizes]
                 self._bind(dim, Concat(tuple(pieces)))
                 return list(pieces)
             case Fixed(size, reason):

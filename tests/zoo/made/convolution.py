@@ -272,6 +272,29 @@ class OptionA(nn.Module):
         return self.head(functional.avg_pool2d(y, y.size()[3]).view(y.size(0), -1))
 
 
+class ShuffledHalves(nn.Module):
+    """Blocks of a ShuffleNet: half of the channels pass, half are computed anew, then both are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList([nn.Conv2d(16, 16, 1) for _ in range(2)])
+        self.depthwise, self.head = nn.Conv2d(32, 32, 3, 2, groups=32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shuffled(self.left(x).relu(), self.right(x).relu())
+        for block in self.blocks:
+            kept, changed = x.chunk(2, dim=1)
+            x = self.shuffled(kept, block(changed).relu())
+        return self.head(self.depthwise(x).mean((2, 3)))
+
+    @staticmethod
+    def shuffled(a: Tensor, b: Tensor) -> Tensor:
+        x = torch.cat([a, b], dim=1)
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
 class UnevenChunks(nn.Module):
     """Channels in three pieces, the last one narrower, each with a layer of its own; then split by an attribute."""
 
