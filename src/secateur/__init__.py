@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secateur.criteria.criterion import Criterion, score
     from secateur.criteria.curvature import KFAC, OBD, HessianTrace
     from secateur.criteria.energy import RIA, ActivationVariance, Wanda, WandaGroup
+    from secateur.criteria.flow import GraSP, SynFlow
     from secateur.criteria.gradients import SNIP, FisherGate, Gradient, SecondOrderTaylor, Taylor
     from secateur.criteria.group_obs import GroupOBS
     from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, Magnitude
@@ -69,6 +70,7 @@ _HOMES = {
     "FisherGate": "secateur.criteria.gradients:FisherGate",
     "FixedAxis": "secateur.types:FixedAxis",
     "GeometricMedian": "secateur.criteria.magnitude:GeometricMedian",
+    "GraSP": "secateur.criteria.flow:GraSP",
     "Gradient": "secateur.criteria.gradients:Gradient",
     "Group": "secateur.types:Group",
     "GroupOBS": "secateur.criteria.group_obs:GroupOBS",
@@ -100,6 +102,7 @@ _HOMES = {
     "Statistics": "secateur.criteria.statistics:Statistics",
     "StoreError": "secateur.errors:StoreError",
     "SurgeryError": "secateur.errors:SurgeryError",
+    "SynFlow": "secateur.criteria.flow:SynFlow",
     "Taylor": "secateur.criteria.gradients:Taylor",
     "TraceError": "secateur.errors:TraceError",
     "Wanda": "secateur.criteria.energy:Wanda",
@@ -145,6 +148,7 @@ __all__ = [
     "FisherGate",
     "FixedAxis",
     "GeometricMedian",
+    "GraSP",
     "Gradient",
     "Group",
     "GroupOBS",
@@ -170,6 +174,7 @@ __all__ = [
     "Statistics",
     "StoreError",
     "SurgeryError",
+    "SynFlow",
     "Taylor",
     "TraceError",
     "Wanda",
