@@ -79,7 +79,7 @@ class Positions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.places, self.head = nn.Embedding(7, 6), nn.Embedding(9, 6), nn.Linear(6, 3)
+        self.words, self.places, self.head = nn.Embedding(7, 6, padding_idx=2), nn.Embedding(9, 6), nn.Linear(6, 3)
         self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -340,6 +340,29 @@ def test_a_use_that_appears_late_is_noticed(slow: set[str]) -> None:
     # The use belongs to one batch only, whose samples run alone; there, the sample that does not call for it has none.
     each = torch.stack([gate_derivatives(model, groups[0], *sample) for sample in zip(x, y, strict=True)])
     torch.testing.assert_close(found.gates["a"].squares, each.square().sum(0))
+
+
+def test_batches_of_one_sample_prove_nothing_about_larger_ones(slow: set[str]) -> None:
+    case = CASES["reordered"]
+    model, groups = ready(case)
+    x, y = case.data(7)
+    sizes = [1, 1, 1, 4]
+    found = collect(model, groups, list(zip(x.split(sizes), y.split(sizes), strict=True)), needs=GRADIENTS)
+    assert slow
+    for group in groups:
+        each = torch.stack([gate_derivatives(model, group, *sample) for sample in zip(x, y, strict=True)])
+        torch.testing.assert_close(found.gates[group.name].squares, each.square().sum(0))
+
+
+def test_gradients_are_found_wherever_the_caller_has_switched_them_off() -> None:
+    case = CASES["called twice"]
+    model, groups = ready(case)
+    data = [case.data(3)]
+    expected = collect(model, groups, data, needs=GRADIENTS).gradients
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            found = collect(model, groups, data, needs=GRADIENTS).gradients
+        assert all(torch.equal(found[name].squares, expected[name].squares) for name in expected)
 
 
 def test_moments_and_grams_are_those_of_numpy() -> None:

@@ -63,6 +63,10 @@ def collect(
     power of two, against a run of that sample alone. What does not agree, or cannot be taken apart (packed
     sequences, computed weights), is found by running every sample alone: slow, and right.
 
+    Cost, in forward and backward passes over the same data (ResNet-20, batches of 128, one CPU thread): gates 1.2,
+    gradients of weights 2.3, output gradients 1.1, Grams 1.3 with positions=32 and 4.1 with all; everything
+    together 3.7 with positions=32, without the Hessian's diagonal, which takes two and two more for each vector.
+
     Memory: that of a training step with the batch, once more its activations' gradients, and the statistics (see
     `bytes_needed`).
 
