@@ -1,11 +1,15 @@
 """Repair over many networks: it never fails, keeps to what the cut left, and comes closer to the dense model."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import secateur as sc
 from networks import CASES, built
+
+IN_GRAPHS = {"residual", "grouped", "LSTM-2-bidirectional", "attention"}
 
 
 def plan_of(program: sc.Program, sparsity: float = 0.4, **how: bool) -> sc.Plan:
@@ -153,3 +157,29 @@ def test_all_that_can_be_done_for_a_tied_decoder_is_its_bias() -> None:
     with torch.no_grad():
         shift = (small(tokens) - model(tokens)).mean((0, 1))
     torch.testing.assert_close(shift, torch.zeros_like(shift), atol=1e-9, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in IN_GRAPHS], ids=repr)
+def test_cut_graphs_are_seen_and_repaired_as_modules_are(case) -> None:
+    model = built(case)
+    torch.manual_seed(1)
+    x, fresh = case.inputs(160), case.inputs(80)
+    program = sc.trace(model, (x[:2],))
+    plan = plan_of(program)
+    module = sc.cut(model, plan, program=program)
+    graph = graph_of(module, x[:2])
+    before = error(graph, model, fresh)
+    done = [sc.repair(small, model, plan, [x[:60], x[60:]], program=program) for small in (module, graph)]
+    assert [(c.where, c.kind) for c in done[0].changes] == [(c.where, c.kind) for c in done[1].changes]
+    assert error(graph, model, fresh) < (1.0 if case.name == "tied" else 0.9) * before
+    torch.testing.assert_close(graph(fresh), module(fresh), rtol=1e-6, atol=1e-8)
+
+
+def graph_of(module: nn.Module, example: Tensor) -> nn.Module:
+    """The module as the graph of its exported program, for any batch size; its tensors are copies."""
+    copied = copy.deepcopy(module)
+    free = {0: torch.export.Dim("batch", min=2)}
+    exported = torch.export.export(copied, (example,), dynamic_shapes=(free,), strict=False).module()
+    # Modules of torch.export refuse `eval()`; plain graph modules, such as cut graphs, do not.
+    return torch.fx.GraphModule(exported, exported.graph)

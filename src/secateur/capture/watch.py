@@ -96,6 +96,9 @@ class Watcher(TorchFunctionMode):
         named = dict(kwargs or {})
         if func is functional.batch_norm and self.normalise is not None:
             return self.normalise(*args, **named)
+        if func is torch.ops.aten.batch_norm.default and self.normalise is not None and not named:
+            inputs, weight, bias, mean, variance, *rest = args
+            return self.normalise(inputs, mean, variance, weight, bias, *rest[:3])
         reader = _READERS.get(func)
         result = NotImplemented if reader is None else reader(self, *args, **named)
         return func(*args, **named) if result is NotImplemented else result
@@ -262,6 +265,7 @@ def _cell(kind: Kind) -> Callable[..., Any]:
 
 
 _VF = torch._VF
+_ATEN = torch.ops.aten
 
 _READERS: dict[Any, Callable[..., Any]] = {
     functional.linear: _linear,
@@ -284,4 +288,21 @@ _READERS: dict[Any, Callable[..., Any]] = {
     _VF.gru_cell: _cell("gru"),
     _VF.rnn_tanh_cell: _cell("rnn_tanh"),
     _VF.rnn_relu_cell: _cell("rnn_relu"),
+    # What the graphs of exported programs call.
+    _ATEN.linear.default: _linear,
+    _ATEN.conv1d.default: _convolution(1),
+    _ATEN.conv2d.default: _convolution(2),
+    _ATEN.conv3d.default: _convolution(3),
+    _ATEN.conv1d.padding: _convolution(1),
+    _ATEN.conv2d.padding: _convolution(2),
+    _ATEN.conv3d.padding: _convolution(3),
+    _ATEN.conv_transpose1d.default: _transposed_convolution(1),
+    _ATEN.conv_transpose2d.input: _transposed_convolution(2),
+    _ATEN.conv_transpose3d.input: _transposed_convolution(3),
+    _ATEN.addmm.default: _addmm,
+    **dict.fromkeys((_ATEN.matmul.default, _ATEN.mm.default, _ATEN.bmm.default), _matmul_named),
+    **dict.fromkeys((_ATEN.lstm.input, _ATEN.lstm.data), _stack("lstm")),
+    **dict.fromkeys((_ATEN.gru.input, _ATEN.gru.data), _stack("gru")),
+    **dict.fromkeys((_ATEN.rnn_tanh.input, _ATEN.rnn_tanh.data), _stack("rnn_tanh")),
+    **dict.fromkeys((_ATEN.rnn_relu.input, _ATEN.rnn_relu.data), _stack("rnn_relu")),
 }
