@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.criteria.collect import collect
     from secateur.criteria.criterion import Criterion, score
     from secateur.criteria.curvature import KFAC, OBD, HessianTrace
+    from secateur.criteria.depth import BlockCosine
     from secateur.criteria.energy import RIA, ActivationVariance, Wanda, WandaGroup
     from secateur.criteria.flow import GraSP, SynFlow
     from secateur.criteria.gradients import SNIP, FisherGate, Gradient, SecondOrderTaylor, Taylor
@@ -69,6 +70,7 @@ _HOMES = {
     "ActiveShare": "secateur.criteria.activations:ActiveShare",
     "ArgumentError": "secateur.errors:ArgumentError",
     "BatchNormScale": "secateur.criteria.magnitude:BatchNormScale",
+    "BlockCosine": "secateur.criteria.depth:BlockCosine",
     "Blocks": "secateur.sparsity.patterns:Blocks",
     "Budget": "secateur.types:Budget",
     "BudgetError": "secateur.errors:BudgetError",
@@ -171,6 +173,7 @@ __all__ = [
     "ActiveShare",
     "ArgumentError",
     "BatchNormScale",
+    "BlockCosine",
     "Blocks",
     "Budget",
     "BudgetError",
