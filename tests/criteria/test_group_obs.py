@@ -8,9 +8,10 @@ from torch import nn
 
 from criteria.cases import base, convolved, labelled, measured, readers
 from criteria.oracle import design_of, inputs_and_outputs, statistics_of
-from secateur.capture.gram import Gram
+from secateur.capture.gram import Gram, gram_of
 from secateur.criteria.criterion import score
 from secateur.criteria.group_obs import GroupOBS
+from secateur.criteria.inverse import whitened
 from secateur.criteria.obs import OBS
 from secateur.criteria.statistics import Statistics
 from secateur.errors import ArgumentError, NumericalError
@@ -162,6 +163,11 @@ def test_constant_inputs_go_first_at_no_cost() -> None:
     found = GroupOBS().curve(*measured(model, x, y))
     assert found.order[:2].tolist() == [0, 3] and found.errors[:3].tolist() == [0, 0, 0]
     assert found.errors[3] > 0
+
+
+def test_what_varies_less_than_its_sums_are_exact_is_constant() -> None:
+    x = torch.tensor([[1.0, 1000.0], [-1.0, 1000.001], [2.0, 999.999], [-2.0, 1000.0]], dtype=DTYPE)
+    assert whitened(gram_of(x[:, None, None]), 0.01, "w", 4).scale[0, 1] == 0
 
 
 def broken(total: torch.Tensor) -> tuple[Group, Statistics]:

@@ -254,3 +254,38 @@ def test_a_wrong_option_is_refused() -> None:
     for wrong in (lambda: Taylor("cubed"), lambda: OBD("exact"), lambda: OBS(damping=-1)):
         with pytest.raises(ArgumentError):
             wrong()
+
+
+def test_several_uses_of_a_weight_add_up() -> None:
+    statistics = base()[1]
+    twice = replace(statistics, consumers=(*statistics.consumers, *statistics.consumers))
+    once = WandaGroup().weights("a.weight", statistics)
+    torch.testing.assert_close(WandaGroup().weights("a.weight", twice), 2 * once)
+
+
+def test_negative_mean_curvature_counts_as_none() -> None:
+    group, statistics = base()
+    flipped = {name: -values for name, values in statistics.hessian_diagonal.items()}
+    found = HessianTrace()(group, replace(statistics, hessian_diagonal=flipped))
+    assert bool((found >= 0).all()) and bool((HessianTrace()(group, statistics) > 0).any())
+
+
+def test_units_that_masking_leaves_are_measured_by_all_that_they_own() -> None:
+    """Experts: what chooses them reads no slice of theirs."""
+    group, statistics = base()
+    unmasked = replace(group, slices=tuple(replace(s, masked=False) for s in group.slices))
+    torch.testing.assert_close(
+        OBD("fisher")(unmasked, statistics),
+        sum(
+            statistics.weights[s.parameter]
+            .square()
+            .mul(statistics.gradients[s.parameter].squares)
+            .movedim(s.dim, 0)
+            .reshape(6, -1)
+            .sum(1)
+            / statistics.samples
+            / 2
+            for s in group.slices
+            if s.trained
+        ),
+    )

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.capture.calls import NONE
 from secateur.criteria.criterion import scores_of
 from secateur.criteria.gradients import gradients_of, hessian_of, weight_of
 from secateur.criteria.maps import Lines, element_scores, makers, matrix_of, per_unit, readers
@@ -140,8 +139,7 @@ class KFAC:
 
 def _within_units(lines: Lines, products: Tensor, size: int) -> Part:
     """Half the sum of the products (groups, lines, lines) over the pairs of lines that are of one unit."""
-    units = lines.units
-    same = (units.unsqueeze(1) == units.unsqueeze(2)) & (units != NONE).unsqueeze(1)
+    same = lines.units.unsqueeze(1) == lines.units.unsqueeze(2)
     return per_unit(lines, torch.where(same, products, 0.0).sum(2) / 2, size)
 
 
