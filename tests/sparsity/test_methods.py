@@ -180,6 +180,17 @@ def test_wanda_is_obs_where_inputs_do_not_correlate(inputs: Tensor, weight: Tens
         assert torch.allclose(wanda.matrix, exact.matrix)
 
 
+def test_ria_is_its_definition(inputs: Tensor, weight: Tensor) -> None:
+    found = Masked("ria").scores(weight, curvature(inputs))
+    for g, r, c in itertools.product(range(GROUPS), range(ROWS), range(COLUMNS)):
+        size = weight[g].abs()
+        norm = inputs[g, :, c].square().mean().sqrt()
+        expected = (size[r, c] / size[r].sum() + size[r, c] / size[:, c].sum()) * norm.sqrt()
+        assert float(found[g, r, c]) == pytest.approx(float(expected))
+    with pytest.raises(ArgumentError, match="'taylor'"):
+        Masked("taylor").prepared(weight, curvature(inputs), Unstructured())  # type: ignore[arg-type]
+
+
 def test_obc_beats_what_looks_at_each_weight_once(inputs: Tensor, weight: Tensor) -> None:
     h = curvature(inputs)
     least = error(inputs, OBC(damping=0).prepared(weight, h, Unstructured())(0.6).matrix - weight)
