@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur.capture.lockstep import Norm
 from secateur.data import Batch
 from secateur.errors import ArgumentError, PlanError
 from secateur.sparsity import seen
 from secateur.sparsity.allocate import ERK, OWL, Asked, Global, Measured, Uniform
 from secateur.sparsity.method import Masked
+from secateur.sparsity.norms import recalibrate
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import NM, Blocks, Unstructured
 from secateur.sparsity.plan import SparsityPlan
@@ -212,6 +214,31 @@ def test_rows_of_a_packed_projection_are_weights_of_their_own() -> None:
     after = found.model.cross.in_proj_weight
     assert int((after[:8] == 0).sum()) == 32
     assert torch.equal(after[8:], model.cross.in_proj_weight[8:])
+
+
+def test_a_batch_norm_takes_the_variance_that_comes_closest() -> None:
+    torch.manual_seed(0)
+    y = torch.randn(200, 3, 4)
+    # The old variance, that of the population, and one that undoes noise are the best of their channels.
+    x = torch.stack([y[:, 0], y[:, 1] / 4, (y[:, 2] + torch.randn(200, 4)) / 3], dim=1)
+    start, gain = torch.zeros(3), torch.ones(3)
+
+    def norm(inputs: Tensor, mean: Tensor, variance: Tensor) -> Norm:
+        return Norm(inputs, mean, variance, lambda t: t)
+
+    mean, variance = start.clone(), gain.clone()
+    recalibrate([norm(x, mean, variance)], [norm(y, start, gain)])
+    slope = [float((x[:, c] * y[:, c]).sum() / x[:, c].square().sum()) for c in range(3)]
+    assert [1 / float(v) ** 0.5 for v in variance] == pytest.approx(slope, rel=0.1)
+    after = (x - mean[:, None]) / variance[:, None].sqrt()
+    assert torch.allclose(after.mean((0, 2)), y.mean((0, 2)), atol=1e-5)
+
+
+def test_weights_know_whether_a_batch_norm_follows() -> None:
+    model, batches = made("convolutions")
+    found = find_weights(model, Batch((batches[0][:1],), {}, None))
+    assert [w.is_normed for w in found] == [True, False, False]
+    assert [w.name for w in found] == ["0.weight", "3.weight", "6.weight"]
 
 
 # Allocations

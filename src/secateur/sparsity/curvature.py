@@ -125,7 +125,7 @@ class Task:
         """The weight that is best, without zeros, if the damping holds it to `matrix`."""
         damped = self.curvature.damped(damping)
         residual = self.cross - matrix @ self.curvature.moments
-        return matrix + (residual * ~self.curvature.dead.unsqueeze(1)) @ damped.inverse
+        return matrix + residual @ damped.inverse
 
 
 TINY = torch.finfo(torch.float64).tiny
