@@ -72,6 +72,7 @@ class Group:
             apart; else empty.
         multiple_of: the kept width of a row must be a multiple of this.
         minimum: the least width of a row.
+        fallback: "graph" if it was found as one that only a graph may be able to follow.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Group:
     note: str = ""
     multiple_of: int = 1
     minimum: int = 1
+    fallback: Fallback = "error"
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,10 @@ def test_cut_graph_equals_masked(name: str, sparsity: float) -> None:
     args, kwargs = inputs(2)
     program = sc.trace(model, args, kwargs)
     chosen = random_plan(sc.find_groups(program, fallback="graph"), sparsity)
-    done = cut_model(model, chosen, program=program, fallback="graph")
+    done = cut_model(model, chosen, program=program)
     assert done.way == "graph" and done.verified and isinstance(done.model, fx.GraphModule)
     assert list(done.model.state_dict()) == list(before)
-    masked = sc.mask(model, chosen, program=program, fallback="graph")
+    masked = sc.mask(model, chosen, program=program)
     for batch in (2, 3, 1):
         fresh, named = inputs(batch)
         same(done.model(*fresh, **named), masked(*fresh, **named))
@@ -141,11 +142,27 @@ def test_cut_graph_equals_masked(name: str, sparsity: float) -> None:
     assert all(p.grad is not None for n, p in done.model.named_parameters() if not n.startswith("blocks.b"))
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in before.items())
     measured = sc.measure(done.model, args, kwargs, latency=False)
-    assert measured == chosen.cost(program, fallback="graph")
+    assert measured == chosen.cost(program)
 
 
 def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def test_a_plan_remembers_how_its_groups_were_found() -> None:
+    model, inputs = made("written")
+    program = sc.trace(model, *inputs(2))
+    own, more = (random_plan(sc.find_groups(program, fallback=way), 0.5) for way in ("error", "graph"))
+    assert (own.fallback, more.fallback, own.then(more).fallback, more.then(own).fallback) == (
+        "error", "graph", "graph", "graph",
+    )  # fmt: skip
+    read = sc.Plan.from_json(more.to_json())
+    assert read == more and read.fallback == "graph" and read != dataclasses.replace(read, fallback="error")
+    older = json.loads(own.to_json())
+    del older["fallback"]
+    assert sc.Plan.from_json(json.dumps(older)) == own
+    with pytest.raises(sc.PlanError, match=r"fallback is 'none'; .*\['error', 'graph'\]"):
+        sc.Plan.from_json(json.dumps(older | {"fallback": "none"}))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -248,8 +265,8 @@ def test_without_a_fallback_the_error_names_place_and_remedy(
     groups = sc.find_groups(program, fallback="graph")
     chosen = sc.plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity={group: 0.5})
     with pytest.raises(SurgeryError, match=f'module {words}.*fallback="graph"'):
-        sc.cut(model, chosen, program=program)
-    assert cut_model(model, chosen, program=program, fallback="graph").way == "graph"
+        sc.cut(model, chosen, program=program, fallback="error")
+    assert cut_model(model, chosen, program=program).way == "graph"
 
 
 class Compared(nn.Module):

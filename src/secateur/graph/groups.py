@@ -104,8 +104,8 @@ def find_groups(
             parameter's name.
         multiple_of: widths stay multiples of this: one number, or glob of group names -> number.
         minimum: the least width, likewise.
-        fallback: "graph" also finds what the model's own forward pass could not follow; to be passed to `mask`,
-            `cut` and `plan.cost` too.
+        fallback: "graph" also finds what the model's own forward pass could not follow; a plan remembers it for
+            `mask`, `cut` and `plan.cost`.
         branches: residual branches too, each a group of one unit that may go (a sparsity of 1).
         split_stacks: each layer of a stacked `nn.LSTM`, `nn.GRU` or `nn.RNN` is a group of its own (`"rnn.l0"`), so
             that layers may end at different widths; `cut` then puts an equivalent stack in the module's place. The
@@ -197,11 +197,12 @@ def _structure(program: Program, fallback: Fallback, split_stacks: bool) -> Stru
         for id_, row in zip(family, _first_rows(family, outer), strict=True):
             places[id_] = Rows(group.name, row * group.width, _rows_of(id_, outer))
     nested = tuple(
-        replace(group, nesting=_nesting_of(family, places, outer))
+        replace(group, nesting=_nesting_of(family, places, outer), fallback=fallback)
         for family, group in zip(members, groups, strict=True)
     )
     named_axes = {id_: place.outer for id_, place in places.items()}
-    return Structure(nested, tuple(fixed), typing, named_axes, fallback, split_stacks, tuple(find_branches(program)))
+    branches = tuple(replace(b, group=replace(b.group, fallback=fallback)) for b in find_branches(program))
+    return Structure(nested, tuple(fixed), typing, named_axes, fallback, split_stacks, branches)
 
 
 def extent(s: Slice) -> int:

@@ -70,7 +70,7 @@ class CutModel:
 
 
 def cut(
-    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback = "error"
+    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback | None = None
 ) -> nn.Module:
     """Return a smaller copy of `model`, of the same class; `model` itself stays as it is.
 
@@ -87,8 +87,8 @@ def cut(
             model allows it. Where groups are not exact, an independent computation of the cut network takes the
             place of the masked one; where there is none, the cut model is only run. Without, it is run only where
             some size could not be followed to its source.
-        fallback: what is done when no rewriting of attributes makes the forward pass fit; that which the groups of
-            the plan were found with.
+        fallback: what is done when no rewriting of attributes makes the forward pass fit; None = that which the
+            groups of the plan were found with, which the plan remembers.
 
     Raises:
         PlanError: the plan or the program is for another model.
@@ -98,9 +98,10 @@ def cut(
 
 
 def cut_model(
-    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback = "error"
+    model: nn.Module, plan: Plan, *, program: Program, verify: bool = True, fallback: Fallback | None = None
 ) -> CutModel:
     """Like `cut`, with a record of what was done."""
+    fallback = fallback or plan.fallback
     found = structure_for(program, plan.sizes, fallback)
     if not found.has(plan.sizes):
         # Either a plan for another model, or for a graph: then what stands in the way can be told.

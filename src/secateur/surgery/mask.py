@@ -12,7 +12,7 @@ from secateur.surgery.tensors import removed_marks, replace_state, zero_marked
 from secateur.types import Fallback, Group
 
 
-def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback = "error") -> nn.Module:
+def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback | None = None) -> nn.Module:
     """A copy of `model` that computes what the cut model will, at the old size.
 
     The slices of consumers' weights that read a removed unit are zero; where something sums over the
@@ -22,12 +22,12 @@ def mask(model: nn.Module, plan: Plan, *, program: Program, fallback: Fallback =
         model: the module that `program` was traced from.
         plan: what to remove.
         program: from `trace(model, ...)`.
-        fallback: that which the groups of the plan were found with.
+        fallback: that which the groups of the plan were found with; None = as the plan remembers it.
 
     Raises:
         PlanError: the plan is for another model.
     """
-    groups = structure_for(program, plan.sizes, fallback).units
+    groups = structure_for(program, plan.sizes, fallback or plan.fallback).units
     check_plan(plan, groups)
     masked = copy_of(model)
     replace_state(masked, masked_tensors(masked, groups, plan))

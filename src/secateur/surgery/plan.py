@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,17 +27,20 @@ class Plan:
         keep: group -> int64 positions of the kept units, ascending.
         sizes: group -> number of units before.
         nesting: group whose rows lie within the units of others -> those, in order of the rows.
+        fallback: that which the groups were found with; `mask`, `cut` and `cost` find them again with it.
     """
 
     keep: Mapping[str, Tensor]
     sizes: Mapping[str, int]
     nesting: Mapping[str, tuple[Rows, ...]] = field(default_factory=dict)
+    fallback: Fallback = "error"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return NotImplemented
         same_groups = dict(self.sizes) == dict(other.sizes) and self.keep.keys() == other.keep.keys()
-        return same_groups and all(torch.equal(kept, other.keep[name]) for name, kept in self.keep.items())
+        same_way = self.fallback == other.fallback
+        return same_groups and same_way and all(torch.equal(kept, other.keep[name]) for name, kept in self.keep.items())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -73,7 +77,7 @@ class Plan:
             rows = rows[:, : chosen.shape[1]].clone()
             rows[alive] = chosen
             keep[name] = rows.flatten()
-        return Plan(keep, sizes, nesting)
+        return Plan(keep, sizes, nesting, _widest_fallback((self.fallback, later.fallback)))
 
     def _alive_rows(self, nesting: Sequence[Rows]) -> Tensor:
         """Which rows of a group lie in outer units that this plan keeps: bool (rows,)."""
@@ -85,14 +89,14 @@ class Plan:
         ]
         return torch.cat(alive) if alive else torch.ones(1, dtype=torch.bool)
 
-    def cost(self, program: Program, *, fallback: Fallback = "error") -> Cost:
+    def cost(self, program: Program, *, fallback: Fallback | None = None) -> Cost:
         """The cost of the cut model, predicted from the types; latency is not predicted.
 
         Args:
             program: of the model.
-            fallback: that which the groups of the plan were found with.
+            fallback: that which the groups of the plan were found with; None = as the plan remembers it.
         """
-        found = structure_for(program, self.sizes, fallback)
+        found = structure_for(program, self.sizes, fallback or self.fallback)
         rows = {group.name: group.rows for group in found.units}
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:
@@ -109,7 +113,7 @@ class Plan:
             | ({"nesting": [asdict(rows) for rows in self.nesting[name]]} if name in self.nesting else {})
             for name, kept in sorted(self.keep.items())
         }
-        return json.dumps({"schema_version": SCHEMA_VERSION, "groups": groups})
+        return json.dumps({"schema_version": SCHEMA_VERSION, "fallback": self.fallback, "groups": groups})
 
     @staticmethod
     def from_json(text: str) -> "Plan":
@@ -126,6 +130,7 @@ class Plan:
             raw = json.loads(text)
             groups = raw["groups"]
             version = raw["schema_version"]
+            fallback = raw.get("fallback", "error")  # a plan of before it was remembered
             keep = {str(n): torch.tensor(g["keep"], dtype=torch.int64) for n, g in groups.items()}
             sizes = {str(n): int(g["size"]) for n, g in groups.items()}
             nesting = {str(n): tuple(Rows(**r) for r in g["nesting"]) for n, g in groups.items() if "nesting" in g}
@@ -133,9 +138,11 @@ class Plan:
             raise PlanError(f"this is not a plan in JSON: {error}; write one with plan.to_json()") from error
         if version != SCHEMA_VERSION:
             raise PlanError(f"the plan has schema version {version}; this release reads version {SCHEMA_VERSION}")
+        if fallback not in get_args(Fallback):
+            raise PlanError(f"the plan's fallback is {fallback!r}; it must be one of {list(get_args(Fallback))}")
         for name, kept in keep.items():
             check_keep(name, kept, sizes[name])
-        return Plan(keep, sizes, nesting)
+        return Plan(keep, sizes, nesting, fallback)
 
 
 def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[str, float]) -> Plan:
@@ -173,7 +180,12 @@ def plan_widths(groups: Sequence[Group], scores: Scores, widths: Mapping[str, in
     chosen = [group for group in groups if group.name in widths]
     keep = {group.name: top_units(group, scores, widths[group.name]) for group in chosen}
     nesting = {group.name: group.nesting for group in chosen if group.nesting}
-    return Plan(keep, {group.name: group.size for group in chosen}, nesting)
+    fallback = _widest_fallback(group.fallback for group in chosen)
+    return Plan(keep, {group.name: group.size for group in chosen}, nesting, fallback)
+
+
+def _widest_fallback(given: Iterable[Fallback]) -> Fallback:
+    return "graph" if "graph" in given else "error"
 
 
 def kept_width(group: Group, sparsity: float) -> int:
