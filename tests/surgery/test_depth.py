@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SurgeryError
 from secateur.graph.groups import find_groups
-from secateur.graph.trace import trace
+from secateur.graph.trace import Program, trace
 from secateur.measures.cost import measure
 from secateur.storage.saved_model import load_model, save_model
 from secateur.surgery.cut import cut
@@ -138,4 +138,81 @@ def test_a_branch_that_cannot_be_imitated_is_refused() -> None:
     (branch,) = (g for g in find_groups(program, branches=True) if g.granularity == "branch")
     chosen = plan([branch], {branch.name: torch.ones(1)}, sparsity={branch.name: 1.0})
     with pytest.raises(SurgeryError, match="keep the branch"):
+        cut(model, chosen, program=program)
+
+
+class Written(nn.Module):
+    """A block that writes its width as a number, so that only a graph can follow; its sum is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.BatchNorm1d(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.down(self.up(self.norm(x)).view(-1, 12).tanh()) * self.scale
+        return y.tanh_() * x
+
+
+class Numbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.blocks = nn.Sequential(Written(), Written(), Written())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+
+def shortened(program: Program, branch: str, width: str) -> Plan:
+    groups = find_groups(program, branches=True, fallback="graph")
+    return plan(groups, {g.name: torch.rand(g.size) for g in groups}, sparsity={branch: 1.0, width: 0.5})
+
+
+def plan_of_branch(program: Program, name: str) -> Plan:
+    groups = find_groups(program, branches=True, fallback="graph")
+    return plan(groups, {name: torch.ones(1)}, sparsity={name: 1.0})
+
+
+def test_branches_go_out_of_graphs_round_by_round(tmp_path: Path) -> None:
+    model, x = built(Numbers), example(5)
+    program = trace(model, (example(),))
+    first = shortened(program, "blocks.1.down:branch", "blocks.0.up")
+    with pytest.raises(SurgeryError, match="fallback"):
+        cut(model, first, program=program, fallback="error")
+    graph = cut(model, first, program=program)
+    torch.testing.assert_close(graph(x), mask(model, first, program=program)(x), rtol=1e-9, atol=1e-12)
+    assert first.cost(program) == measure(graph, (example(),), latency=False)
+    assert set(model.state_dict()) - set(graph.state_dict()) == {
+        key for key in model.state_dict() if key.startswith(("blocks.1.norm", "blocks.1.up", "blocks.1.down"))
+    }
+
+    again = trace(graph, (example(),))
+    second = shortened(again, "blocks.0.down:branch", "blocks.2.up")
+    smaller, whole = cut(graph, second, program=again), first.then(second)
+    torch.testing.assert_close(smaller(x), mask(graph, second, program=again)(x), rtol=1e-9, atol=1e-12)
+    assert torch.equal(cut(model, whole, program=program)(x), smaller(x))
+    save_model(smaller, tmp_path, original=model, plan=whole)
+    loaded = load_model(lambda: Numbers().eval(), tmp_path)
+    assert list(loaded.state_dict()) == list(smaller.state_dict()) and torch.equal(loaded(x), smaller(x))
+    with pytest.raises(SurgeryError, match=r"'blocks.0.down' is not called by itself"):
+        cut(graph, plan_of_branch(again, "blocks.0.down:branch"), program=again, fallback="error")
+
+
+class Widening(Numbers):
+    """The stream has one position where the branch has six."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, _ = self.blocks
+        x = self.stem(x)
+        x = x + b.down(b.up(x).view(-1, 12).tanh())
+        x = x.mean(-1, keepdim=True)
+        return self.head(x + a.up(a.down(x.expand(-1, 12)))[:, :6])
+
+
+def test_a_branch_that_widens_its_stream_stays_in_a_graph() -> None:
+    model = built(Widening)
+    program = trace(model, (example(),))
+    chosen = shortened(program, "blocks.0.up:branch", "blocks.1.up")
+    with pytest.raises(SurgeryError, match=r"it is added to from \(2, 1\).* into \(2, 6\).*: keep the branch"):
         cut(model, chosen, program=program)

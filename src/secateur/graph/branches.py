@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -27,6 +27,8 @@ class Branch:
         passed: the other modules of the branch, the outermost ones; without it they hand on what they get.
         nodes: names of the program's nodes in these modules.
         parameters: canonical names of the parameters and buffers in these modules and nowhere else.
+        region: names of all nodes that serve nothing but the branch.
+        added_to: name of the sum -> name of the stream, which is all that is left of it.
     """
 
     group: Group
@@ -34,6 +36,8 @@ class Branch:
     passed: tuple[str, ...]
     nodes: frozenset[str]
     parameters: frozenset[str]
+    region: frozenset[str]
+    added_to: tuple[str, str]
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -50,7 +54,7 @@ def find_branches(program: Program) -> tuple[Branch, ...]:
         for branch, stream in zip(operands, reversed(operands), strict=True) if len(operands) == 2 else ():
             region = _region(branch, node)
             if stream in _inputs(region) and (made := _branch(program, branch, region, owned, readers)) is not None:
-                found.append(made)
+                found.append(replace(made, added_to=(node.name, stream.name)))
     return tuple(found)
 
 
@@ -108,6 +112,8 @@ def _branch(
         tuple(path for path in modules if path not in silent),
         frozenset(node.name for path in modules for node in owned[path]),
         _owned_state(program, modules),
+        frozenset(node.name for node in region),
+        ("", ""),
     )
 
 

@@ -1,10 +1,11 @@
 """From a module to its program: every operator, every shape, and where each came from."""
 
 import contextlib
+import inspect
 import io
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.fx import _pytree as fx_pytree
+from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from secateur.errors import NumericalError, TraceError
@@ -204,8 +207,26 @@ def _called(model: nn.Module) -> nn.Module:
         return model
     called = nn.Module()
     called.__dict__ = dict(vars(model))
-    called.forward = model.forward
+    called.forward = _walk(model) if isinstance(model.graph._codegen, _PyTreeCodeGen) else model.forward
     return called
+
+
+def _walk(model: fx.GraphModule) -> Callable[..., Any]:
+    """What runs a graph node by node, so that each call is known to be of the module that it was made in."""
+    signature, codegen = inspect.signature(model.forward), model.graph._codegen
+    assert isinstance(codegen, _PyTreeCodeGen)
+    layout = codegen.pytree_info.in_spec
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = list(signature.bind(*args, **kwargs).arguments.values())
+        by_position, by_keyword = layout.children()
+        first = by_position.num_children
+        named = dict(zip(by_keyword.context, given[first:], strict=True))
+        leaves = fx_pytree.tree_flatten_spec((tuple(given[:first]), named), layout)
+        found = fx.Interpreter(model).run(*leaves, enable_io_processing=False)
+        return codegen.process_outputs(found)
+
+    return forward
 
 
 def input_nodes(

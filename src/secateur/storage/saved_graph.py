@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from secateur.errors import SavedModelError, SecateurError
-from secateur.graph.trace import named_state, trace
+from secateur.graph.trace import canonical_names, named_state, trace
 from secateur.surgery.plan import Plan
 from secateur.surgery.program import GraphInputs, cut_program
 from secateur.surgery.tensors import replace_state
@@ -20,8 +20,13 @@ from secateur.surgery.tensors import replace_state
 PLAIN = (bool, int, float, str, type(None))
 
 
-def describe_graph(inputs: GraphInputs) -> dict[str, Any]:
-    """How a graph is called, in what JSON can hold.
+def describe_graph(inputs: GraphInputs, original: nn.Module, graph: nn.Module) -> dict[str, Any]:
+    """How a graph is called, and what of the dense model's state it lacks, in what JSON can hold.
+
+    Args:
+        inputs: of the graph.
+        original: the dense model.
+        graph: the graph; branches that went took their tensors with them.
 
     Raises:
         SavedModelError: an argument is of a kind that JSON cannot hold.
@@ -30,8 +35,11 @@ def describe_graph(inputs: GraphInputs) -> dict[str, Any]:
         layout = pytree.treespec_dumps(inputs.layout)
     except Exception as error:
         raise SavedModelError(f"the arguments of the graph cannot be written down: {error}") from error
+    left = named_state(graph)
+    gone = {name: tensor for name, tensor in named_state(original).items() if name not in left}
     return {
         "layout": layout,
+        "dropped": {name: _written(tensor.dtype) for name, tensor in gone.items()},
         "leaves": [_described(leaf) for leaf in inputs.leaves],
         "free": sorted(list(place) for place in inputs.free),
     }
@@ -54,8 +62,10 @@ def rebuild_graph(
     layout = pytree.treespec_loads(described["layout"])
     args, kwargs = pytree.tree_unflatten([_made(leaf) for leaf in described["leaves"]], layout)
     # The graph was cut from a model of the types that were saved.
-    state = named_state(dense)
-    replace_state(dense, {name: state[name].detach().to(tensor.dtype) for name, tensor in tensors.items()})
+    state, dropped = named_state(dense), described.get("dropped", {})
+    types = {name: tensor.dtype for name, tensor in tensors.items()}
+    types |= {name: _read(dtype) for name, dtype in dropped.items() if name in canonical_names(dense).values()}
+    replace_state(dense, {name: state[name].detach().to(dtype) for name, dtype in types.items()})
     try:
         program = trace(dense, args, kwargs)
         replace_state(dense, tensors)
@@ -66,7 +76,7 @@ def rebuild_graph(
 
 def _described(leaf: Any) -> dict[str, Any]:
     if isinstance(leaf, Tensor):
-        return {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+        return {"shape": list(leaf.shape), "dtype": _written(leaf.dtype)}
     if not isinstance(leaf, PLAIN):
         raise SavedModelError(
             f"the graph was made for an argument of type {type(leaf).__name__}, which cannot be written down; pass "
@@ -78,4 +88,14 @@ def _described(leaf: Any) -> dict[str, Any]:
 def _made(described: Mapping[str, Any]) -> Any:
     if "shape" not in described:
         return described["value"]
-    return torch.zeros(described["shape"], dtype=getattr(torch, described["dtype"]))
+    return torch.zeros(described["shape"], dtype=_read(described["dtype"]))
+
+
+def _written(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read(dtype: str) -> torch.dtype:
+    found = getattr(torch, dtype)
+    assert isinstance(found, torch.dtype)
+    return found

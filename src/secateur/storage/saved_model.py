@@ -67,8 +67,8 @@ def save_model(
             "sha256": sha256_file(folder / WEIGHTS),
             "aliases": {name: canonical for name, canonical in aliases.items() if name != canonical},
             "rewrites": [[r.module, r.attribute, r.after] for r in changes],
-            "removed": removed_modules(model) if inputs is None else inputs.removed,
-            "graph": None if inputs is None else describe_graph(inputs),
+            "removed": removed_modules(model) if inputs is None else {},
+            "graph": None if inputs is None else describe_graph(inputs, original, model),
             "plan": plan.to_json(),
             "torch_version": torch.__version__,
             "extra": dict(extra or {}),
@@ -194,7 +194,8 @@ def _check_architecture(
             f"{folder} holds a {manifest['model_type']}; the factory gives a {_type_name(model)}: pass the factory "
             "of the model that was pruned"
         )
-    aliases = canonical_names(model)
+    dropped = (manifest.get("graph") or {}).get("dropped", {})
+    aliases = {name: canonical for name, canonical in canonical_names(model).items() if name not in dropped}
     expected = {name for name, canonical in aliases.items() if name == canonical}
     for name in sorted(expected ^ set(tensors)):
         where = (

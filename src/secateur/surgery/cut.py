@@ -36,7 +36,7 @@ from secateur.surgery.attributes import (
 from secateur.surgery.depth import remove_branches
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, check_plan, kept_widths
-from secateur.surgery.program import Places, doubled, program_module, size_classes
+from secateur.surgery.program import Places, doubled, gone_branches, program_module, size_classes
 from secateur.surgery.tensors import copy_without, removed_marks, replace_state
 from secateur.surgery.verify import Outputs, all_outputs, difference, disagreement, output_leaves, outputs
 from secateur.types import Fallback, Group, Note, Rewrite
@@ -114,8 +114,7 @@ def cut_model(
     try:
         return _cut_module(job, small)
     except SurgeryError as refusal:
-        # A branch is taken out of a module; a graph keeps all of its calls.
-        if fallback == "error" or job.gone:
+        if fallback == "error":
             raise
         return _cut_graph(job, small, refusal)
 
@@ -148,8 +147,7 @@ class _Job:
     @property
     def gone(self) -> tuple[Branch, ...]:
         """The branches that go."""
-        emptied = {name for name, kept in self.plan.keep.items() if len(kept) == 0}
-        return tuple(branch for branch in self.found.branches if branch.group.name in emptied)
+        return gone_branches(self.found, self.plan)
 
     @property
     def is_exact(self) -> bool:
@@ -224,7 +222,7 @@ def _reference(job: _Job, small: nn.Module) -> Outputs | None:
     if any(remark.pinned == "python" for remark in job.remarks()):
         return None
     try:
-        graph = program_module(job.program, job.found, job.kept, small, pin=False)
+        graph = program_module(job.program, job.found, job.kept, small, gone=job.gone, pin=False)
         with _held_back():
             return all_outputs(graph, job.program.args, job.program.kwargs)
     except Exception:
@@ -233,7 +231,7 @@ def _reference(job: _Job, small: nn.Module) -> Outputs | None:
 
 def _cut_graph(job: _Job, small: nn.Module, refusal: SurgeryError) -> CutModel:
     """The graph of the cut network, which takes any size of input that it proves to be right at."""
-    build = partial(program_module, job.program, job.found, job.kept, small)
+    build = partial(program_module, job.program, job.found, job.kept, small, gone=job.gone)
     graph = build()
     reason = _unsound(graph, job)
     if reason is not None:

@@ -58,6 +58,11 @@ def remove_branches(small: nn.Module, branches: Sequence[Branch], model: nn.Modu
     passed = [path for branch in branches for path in branch.passed]
     trial = copy_of(model)
     calls = _calls(trial, [*silent, *passed], program)
+    for path in [*silent, *passed]:
+        if path not in calls:
+            raise SurgeryError(
+                f'module {path!r} is not called by itself, as in a graph; pass fallback="graph" for a graph without it'
+            )
     found = {path: _stand_in(path, *calls[path]) for path in passed}
     _put(trial, found)
     probes = {path: _Probe(calls[path][1]) for path in silent}

@@ -19,6 +19,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from secateur.errors import ArgumentError, SurgeryError
+from secateur.graph.branches import Branch
 from secateur.graph.groups import Structure, structure_for
 from secateur.graph.settle import count, extent_dim
 from secateur.graph.sizes import OPERATIONS, STATE, Arithmetic, Attribute, Extent, Literal, Sized, Source, source_leaves
@@ -26,7 +27,6 @@ from secateur.graph.stacks import uneven_stack
 from secateur.graph.trace import Program, input_nodes
 from secateur.graph.typing import Constant, RowDims, arguments, operator_name
 from secateur.surgery.attributes import kept_units
-from secateur.surgery.depth import removed_modules
 from secateur.surgery.plan import Plan, check_plan, kept_widths
 
 Places = AbstractSet[tuple[int, int]]
@@ -47,13 +47,11 @@ class GraphInputs:
         layout: of its arguments and keyword arguments.
         leaves: of the arguments; tensors without values.
         free: dimensions that may have any size.
-        removed: modules that earlier cuts took out of the model; see `removed_modules`.
     """
 
     layout: pytree.TreeSpec
     leaves: tuple[Any, ...]
     free: Places
-    removed: Mapping[str, Mapping[str, Any]]
 
 
 def graph_inputs(model: nn.Module) -> GraphInputs | None:
@@ -103,6 +101,7 @@ def program_module(
     kept: Mapping[int, int],
     state: nn.Module,
     *,
+    gone: Sequence[Branch] = (),
     free: Places = frozenset(),
     pin: bool = True,
 ) -> fx.GraphModule:
@@ -117,19 +116,21 @@ def program_module(
         found: its structure.
         kept: axis id -> units that stay, for axes that are cut.
         state: holds the cut tensors under the names of the model's state.
+        gone: branches that go: their calls are left out, and what is theirs alone is left out of the state.
         free: dimensions of inputs that may have any size. Other sizes are refused: a number that was worked out
             from one of them may be written in the graph.
         pin: attention keeps the default scale of the uncut network.
 
     Raises:
-        SurgeryError: the program is a recording, or a name of the state is one that a graph needs itself.
+        SurgeryError: the program is a recording, a name of the state is one that a graph needs itself, or the
+            stream has another shape or type than its sum with a branch that goes.
     """
     if program.recorded or program.out_spec is None:
         raise SurgeryError(
             f"{program.model_type} could not be exported but only recorded: its control flow depends on the values "
             "of tensors, and a graph would follow the example inputs for ever; pass the module's name in ignore=[...]"
         )
-    writer = _Writer(program, found, kept, pin)
+    writer = _Writer(program, found, kept, pin, _Gone.of(program, gone))
     names = _argument_names(program)
     writer.write_inputs(free, names)
     for node in program.nodes:
@@ -137,13 +138,12 @@ def program_module(
     layout = pytree.tree_structure((program.args, dict(program.kwargs)))
     writer.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, _layout(layout), _layout(program.out_spec))))
     module = fx.GraphModule(nn.Module(), fx.Graph(), type(program.model).__name__)
-    _hold(module, state, program)
+    owned = frozenset[str]().union(*(branch.parameters for branch in gone))
+    _hold(module, state, program, frozenset(name for name, own in program.aliases.items() if own in owned))
     _hold_others(module, writer.held)
     module.graph = writer.graph
     leaves = tuple(_outline(leaf) for leaf in pytree.tree_leaves((program.args, dict(program.kwargs))))
-    before = graph_inputs(program.model)
-    removed = removed_modules(program.model) if before is None else before.removed
-    module.meta[INPUTS] = GraphInputs(_layout(layout), leaves, frozenset(free), removed)
+    module.meta[INPUTS] = GraphInputs(_layout(layout), leaves, frozenset(free))
     module.train(state.training)
     return module
 
@@ -167,8 +167,9 @@ def cut_program(program: Program, plan: Plan, state: nn.Module, *, free: Places 
         SurgeryError: the program gives no graph.
     """
     found = structure_for(program, plan.sizes, "graph")
-    check_plan(plan, found.groups)
-    return program_module(program, found, kept_units(found, kept_widths(found.groups, plan)), state, free=free)
+    check_plan(plan, found.units)
+    kept = kept_units(found, kept_widths(found.groups, plan))
+    return program_module(program, found, kept, state, gone=gone_branches(found, plan), free=free)
 
 
 def _outline(leaf: Any) -> Any:
@@ -197,6 +198,41 @@ def doubled(program: Program, places: Places) -> tuple[tuple[Any, ...], dict[str
     return args, kwargs
 
 
+def gone_branches(found: Structure, plan: Plan) -> tuple[Branch, ...]:
+    """The branches that `plan` takes out."""
+    return tuple(b for b in found.branches if b.group.name in plan.keep and len(plan.keep[b.group.name]) == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gone:
+    """Nodes that are not written.
+
+    Attributes:
+        nodes: those that serve nothing but branches that go.
+        streams: a sum with such a branch -> the stream, which takes its place.
+    """
+
+    nodes: AbstractSet[fx.Node]
+    streams: Mapping[fx.Node, fx.Node]
+
+    @staticmethod
+    def of(program: Program, branches: Sequence[Branch]) -> "_Gone":
+        by_name = {node.name: node for node in program.nodes}
+        nodes = {by_name[name] for branch in branches for name in branch.region}
+        streams = {by_name[total]: by_name[stream] for total, stream in (branch.added_to for branch in branches)}
+        for branch, (total, stream) in zip(branches, streams.items(), strict=True):
+            a, b = total.meta["val"], stream.meta["val"]
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise SurgeryError(
+                    f"branch {branch.group.name!r} turns what it is added to from {tuple(b.shape)}, {b.dtype} into "
+                    f"{tuple(a.shape)}, {a.dtype}; a graph without it would give the former: keep the branch"
+                )
+        # Weights and constants that no other node reads; the caller's inputs stay, read or not.
+        held = {n for n in program.nodes if n.op in {"placeholder", "get_attr"}}
+        own = {n for n in held if n.users and nodes.issuperset(n.users) and n.target not in program.user_inputs}
+        return _Gone(nodes | own, streams)
+
+
 @dataclass(eq=False)
 class _Writer:
     """The graph as far as it is written, and the new node of each old one."""
@@ -205,6 +241,7 @@ class _Writer:
     found: Structure
     kept: Mapping[int, int]
     pin: bool
+    gone: _Gone
     graph: fx.Graph = field(default_factory=fx.Graph)
     nodes: dict[fx.Node, fx.Node] = field(default_factory=dict)
     extents: dict[tuple[fx.Node, int], fx.Node] = field(default_factory=dict)
@@ -236,6 +273,11 @@ class _Writer:
 
     def write(self, node: fx.Node) -> None:
         """Append what `node` becomes."""
+        if node in self.gone.nodes:
+            return
+        if node in self.gone.streams:
+            self.nodes[node] = self._left_of(node)
+            return
         match node.op:
             case "placeholder" if node not in self.nodes and node.users:
                 name = self.program.names.get(str(node.target))
@@ -259,6 +301,9 @@ class _Writer:
                 args, kwargs = self._sized_arguments(node)
                 args, kwargs = fx.node.map_arg((args, self._pinned(node, kwargs)), self._mapped)
                 self.nodes[node] = self.graph.call_function(node.target, args, kwargs)
+                if "nn_module_stack" in node.meta:
+                    # So that the graph's own program says whose call it is, as the model's does.
+                    self.nodes[node].meta["nn_module_stack"] = node.meta["nn_module_stack"]
             case "output":
                 self.graph.output(pytree.tree_map(self._given, node.args[0]))
 
@@ -276,6 +321,13 @@ class _Writer:
     def _is_apart(self, types: Any) -> bool:
         resolve = self.found.typing.unifier.resolve
         return isinstance(types, RowDims) and len({count(resolve(row), self.kept) for row in types.rows}) > 1
+
+    def _left_of(self, total: fx.Node) -> fx.Node:
+        """The stream itself if the branch was added in place, else a copy: others may write to the sum."""
+        stream = self.gone.streams[total]
+        is_written = total.target is torch.ops.aten.add_.Tensor and total.args[0] is stream
+        left = self._mapped(stream)
+        return left if is_written else self.graph.call_function(torch.ops.aten.clone.default, (left,))
 
     def _given(self, leaf: Any) -> Any:
         """A leaf of the output; it may be a size."""
@@ -384,10 +436,10 @@ def _path_name(path: Any, names: Sequence[str], by_position: int) -> str:
     return names[number] + pytree.keystr(tuple(rest))
 
 
-def _hold(into: nn.Module, state: nn.Module, program: Program) -> None:
-    """Give `into` the tensors of `state` under their names."""
+def _hold(into: nn.Module, state: nn.Module, program: Program, without: AbstractSet[str]) -> None:
+    """Give `into` the tensors of `state` under their names, but for those `without`."""
     try:
-        _mirror(into, state)
+        _mirror(into, state, without)
     except KeyError as error:
         raise SurgeryError(
             f"a graph cannot hold the state of {program.model_type} under its own names: {error.args[0]}; "
@@ -402,16 +454,18 @@ def _keep_out_of_state(module: nn.Module, names: AbstractSet[str]) -> None:
     module._non_persistent_buffers_set.update(names)
 
 
-def _mirror(into: nn.Module, module: nn.Module) -> None:
+def _mirror(into: nn.Module, module: nn.Module, without: AbstractSet[str], prefix: str = "") -> None:
     for name, parameter in module._parameters.items():
-        into.register_parameter(name, parameter)
+        if prefix + name not in without:
+            into.register_parameter(name, parameter)
     for name, buffer in module._buffers.items():
-        into.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+        if prefix + name not in without:
+            into.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
     for name, child in module._modules.items():
         if child is not None:
             copy = nn.Module()
             into.add_module(name, copy)
-            _mirror(copy, child)
+            _mirror(copy, child, without, f"{prefix}{name}.")
 
 
 def _hold_others(into: nn.Module, held: Mapping[str, Any]) -> None:
