@@ -186,3 +186,44 @@ def test_the_cost_of_each_level_is_exact_for_bent_costs_too() -> None:
     one = curve("a", [0, 1, 2, 3, 4], [32, 28, 16, 12, 8])
     for cost in (lambda w: 3.0 * w["a"] + 1, lambda w: float(w["a"] ** 2), lambda w: float(8 * -(-w["a"] // 8))):
         assert _row(cost, {"a": 16}, one).tolist() == [cost({"a": width}) for width in one.widths]
+
+
+def test_branches_and_what_lies_in_them_stay_within_the_budget_and_near_the_optimum() -> None:
+    """The cost of what lies in a branch is multiplied by whether it is there."""
+    rng = np.random.default_rng(0)
+    gaps = []
+    for _ in range(40):
+        curves = {"stream": curve("stream", [0, *np.cumsum(rng.exponential(2, 2))], [8, 6, 4])}
+        for k in range(3):
+            inner = np.cumsum(rng.exponential(1, 3))
+            curves[f"inner{k}"] = curve(f"inner{k}", [0, *inner], [16, 12, 8, 4])
+            curves[f"branch{k}"] = curve(f"branch{k}", [0, inner[-1] * rng.uniform(0.2, 3)], [1, 0])
+
+        def cost(widths) -> float:
+            return widths["stream"] * (20 + sum(2 * widths[f"branch{k}"] * widths[f"inner{k}"] for k in range(3)))
+
+        names = list(curves)
+        options = list(itertools.product(*(range(len(curves[name].widths)) for name in names)))
+        costs = np.array([cost({n: curves[n].widths[k] for n, k in zip(names, o, strict=True)}) for o in options])
+        damages = np.array([sum(curves[n].loss_damage[k, 0] for n, k in zip(names, o, strict=True)) for o in options])
+        for share in (0.8, 0.5, 0.3):
+            found = allocate(curves, share * costs[0], cost)
+            assert found.status is Status.FOUND and cost(found.widths) <= share * costs[0]
+            best = damages[costs <= share * costs[0]].min()
+            gaps.append((found.damage - best) / max(best, 1e-9))
+            for k in range(3):
+                if found.widths[f"branch{k}"] == 0:
+                    assert found.widths[f"inner{k}"] == 16, "what is gone with its branch is not charged twice"
+    assert np.mean(gaps) < 0.06 and np.mean(np.array(gaps) < 1e-9) > 0.75
+
+
+def test_uniform_density_takes_branches_in_the_order_given() -> None:
+    full = {"a": 10, "x": 1, "y": 1, "z": 1}
+
+    def cost(widths) -> float:
+        return widths["a"] + 10 * (widths["x"] + widths["y"] + widths["z"])
+
+    found = [uniform_allocation(full, budget, cost, removable=["y", "z", "x"]) for budget in (40, 29, 16, 1)]
+    assert [[w[name] for name in "axyz"] for w in found] == [
+        [10, 1, 1, 1], [7, 1, 0, 1], [4, 1, 0, 0], [1, 0, 0, 0],
+    ]  # fmt: skip

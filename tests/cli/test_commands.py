@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from secateur import errors
-from secateur.cli import main
+from secateur.cli import job, main
+from secateur.cli.loaders import load_data
 from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
+from secateur.cli.recipe import load_recipe
 from secateur.zoo.digits import digits_cnn
 
 COMMANDS = ("demo", "inspect", "scan", "prune", "report")
@@ -192,3 +194,23 @@ def test_no_bars_where_there_is_no_terminal() -> None:
     assert isinstance(make_progress(), PlainProgress)
     with TerminalProgress().stage("scan", 3) as advance:
         advance(2, "conv1")
+
+
+def test_what_may_go_is_said_in_the_recipe(capsys, monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
+    wishes = [
+        "branches=true", "fallback=graph", "multiple_of={'*': 2}", "minimum=2", "inexact=[expert, head]",
+        "ignore=[blocks.1]",
+    ]  # fmt: skip
+    sets = [part for wish in wishes for part in ("--set", wish)]
+    assert code("inspect", recipe, *sets) == 0
+    seen = capsys.readouterr().out
+    assert "blocks.0.bn2:branch" in seen and "blocks.1" not in seen
+    assert code("inspect", recipe) == 0
+    assert "branch" not in capsys.readouterr().out
+
+    given: dict[str, object] = {}
+    monkeypatch.setattr(job, "prune", lambda *args, **how: given.update(how))
+    loaded = load_recipe(recipe, wishes)
+    job.run_recipe(loaded, load_data(loaded.data, ()), (), recipe.parent)
+    names = ("branches", "fallback", "multiple_of", "minimum", "inexact", "ignore")
+    assert [given[name] for name in names] == [True, "graph", {"*": 2}, 2, ("expert", "head"), ("blocks.1",)]

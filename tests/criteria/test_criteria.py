@@ -17,6 +17,7 @@ from secateur.data import as_batches
 from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
+from secateur.types import Group, Slice
 
 DATA_BASED = [Taylor()]
 WEIGHT_BASED = [Magnitude(1), Magnitude(2)]
@@ -176,3 +177,31 @@ def test_a_criterion_of_the_wrong_length_or_with_nan_is_refused() -> None:
         score(groups, Statistics(), Own(torch.zeros(5)))
     with pytest.raises(NumericalError, match="NaN"):
         score(groups, Statistics(), Own(torch.full((6,), torch.nan)))
+
+
+def test_taylor_of_experts_is_the_squared_derivative_by_a_gate_on_all_their_weights() -> None:
+    """Experts that are chosen, not summed over, have no consumer that hears of all of them."""
+
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.up = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 2, 4))
+
+        def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+            gate = torch.ones(3).double() if gate is None else gate
+            logits = nn.functional.linear(x, self.router.weight * gate[:, None], self.router.bias * gate)
+            weight, chosen = logits.softmax(-1).max(-1)
+            return torch.einsum("nhi,ni->nh", (self.up * gate[:, None, None])[chosen], x) * weight[:, None]
+
+    torch.manual_seed(0)
+    model = Mixture().double()
+    x, y = labelled()
+    expected = torch.zeros(3).double()
+    for sample, label in zip(x, y % 2, strict=True):
+        gate = torch.ones(3, requires_grad=True, dtype=torch.float64)
+        loss = nn.functional.cross_entropy(model(sample[None], gate), label[None])
+        expected += torch.autograd.grad(loss, gate)[0].square()
+    slices = tuple(Slice(name, 0, torch.arange(3)[:, None]) for name in ("router.weight", "router.bias", "up"))
+    experts = Group("up", 3, slices, granularity="expert", exact=False)
+    found = collect(model, [experts], [(x, y % 2)], needs=Taylor().needs)
+    torch.testing.assert_close(Taylor()(experts, found), expected / len(x))

@@ -111,16 +111,28 @@ def uniform_allocation(
     *,
     multiple_of: Mapping[str, int] | None = None,
     minimum: Mapping[str, int] | None = None,
+    removable: Sequence[str] = (),
 ) -> dict[str, int]:
     """The same density for every group, as nearly as whole units allow: the largest that fits `budget`.
 
-    What rounding down leaves of the budget is spent on one more unit (or multiple) for a group at a time.
+    Groups of one unit that may go count together as one: the density is that of them all. What rounding down leaves
+    of the budget is spent on one more unit (or multiple) for a group at a time.
+
+    Args:
+        full: units in a row of each group.
+        budget: bound on `cost`, in its unit.
+        cost: widths -> cost.
+        multiple_of: group -> what its width must be a multiple of.
+        minimum: group -> its least width.
+        removable: the groups of one unit that may go, in the order in which they go.
 
     Raises:
         BudgetError: not even the least width of each group (one unit, one multiple, its minimum) fits.
 
     >>> uniform_allocation({"a": 10, "b": 10}, 9, lambda w: w["a"] + w["b"])
     {'a': 5, 'b': 4}
+    >>> uniform_allocation({"a": 1, "b": 1}, 1, lambda w: w["a"] + w["b"], removable=["b", "a"])
+    {'a': 1, 'b': 0}
     """
     multiples, least = multiple_of or {}, minimum or {}
 
@@ -128,7 +140,7 @@ def uniform_allocation(
         return {
             name: min(size, max(least.get(name, 1), _width(size, density, multiples.get(name, 1))))
             for name, size in full.items()
-        }
+        } | dict.fromkeys(removable[: math.floor(round(len(removable) * (1 - density), 9))], 0)
 
     if cost(at(0.0)) > budget:
         raise BudgetError(f"one unit in each group costs {cost(at(0.0)):g}, the budget is {budget:g}: raise it")

@@ -6,13 +6,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense
+from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_scope
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.data import as_batches
-from secateur.graph.groups import structure
 from secateur.graph.trace import trace
 from secateur.measures.cost import measure
 from secateur.pipeline.calibration import first_samples
@@ -28,12 +27,13 @@ def inspection(recipe: Recipe, splits: Splits, allowed: tuple[str, ...]) -> str:
     """Groups, causes of what is fixed, and the cost, as text of 80 columns."""
     model = load_dense(recipe.model, allowed)
     args = example_args(splits, recipe.model.example_batch)
-    found = structure(trace(model, args), recipe.ignore)
+    program, scope = trace(model, args), load_scope(recipe)
+    found, all_groups = scope.structure(program), scope.groups(program)
     cost = measure(model, args, latency=False)
-    groups = Table(title=Text(f"{type(model).__name__}: {len(found.groups)} groups"), title_justify="left")
+    groups = Table(title=Text(f"{type(model).__name__}: {len(all_groups)} groups"), title_justify="left")
     for name in ("group", "units", "kind", "parameters", "exact"):
         groups.add_column(name, justify="right" if name in {"units", "parameters"} else "left")
-    for group in found.groups:
+    for group in all_groups:
         exact = "yes" if group.exact else shorten(f"no: {group.note}", 26)
         groups.add_row(
             Text(shorten(group.name, 24)), str(group.size), group.granularity, str(len(group.slices)), Text(exact)
@@ -50,10 +50,11 @@ def inspection(recipe: Recipe, splits: Splits, allowed: tuple[str, ...]) -> str:
 
 
 def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> str:
-    """Curves of every exact group, as text of 80 columns."""
+    """Curves of every group that may be cut, as text of 80 columns."""
     model = load_dense(recipe.model, allowed)
     program = trace(model, example_args(splits, recipe.model.example_batch))
-    groups = [g for g in structure(program, recipe.ignore).groups if g.exact]
+    scope = load_scope(recipe)
+    groups = [g for g in scope.groups(program) if scope.admits(g)]
     criterion, progress = load_criterion(recipe), make_progress()
     data = first_samples(as_batches(splits.train, "train"), recipe.calibration_samples, seed=recipe.seed)
     statistics = collect(model, groups, data, needs=needs_of(criterion), loss=recipe.loss, progress=progress)

@@ -1,8 +1,9 @@
 """A recipe, run."""
 
+from dataclasses import fields
 from pathlib import Path
 
-from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_retraining
+from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_retraining, load_scope
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.pipeline.prune import prune
@@ -12,6 +13,7 @@ from secateur.types import Budget
 
 def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> Result:
     """Load the trained model and prune it as the recipe says; resumes in `out`."""
+    scope = load_scope(recipe)
     return prune(
         load_dense(recipe.model, allowed),
         example_args(splits, recipe.model.example_batch),
@@ -30,7 +32,7 @@ def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
         retrain=load_retraining(recipe),
         repair=recipe.repair,
         controls=recipe.controls,
-        ignore=recipe.ignore,
+        **{field.name: getattr(scope, field.name) for field in fields(scope)},
         calibration_samples=recipe.calibration_samples,
         seed=recipe.seed,
         run_dir=out,

@@ -37,6 +37,7 @@ from secateur.criteria.group_obs import GroupOBS
 from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, Magnitude
 from secateur.criteria.obs import OBS
 from secateur.errors import DataError, RecipeError
+from secateur.pipeline.scope import Scope
 from secateur.training.loop import Retraining
 from secateur.zoo.digits import digits_cnn, digits_lstm
 from secateur.zoo.resnet import resnet20
@@ -149,6 +150,11 @@ def load_criterion(recipe: Recipe) -> Criterion:
         "wanda-group": WandaGroup(),
     }
     return known[recipe.criterion]
+
+
+def load_scope(recipe: Recipe) -> Scope:
+    """What may go."""
+    return Scope(recipe.ignore, recipe.multiple_of, recipe.minimum, recipe.fallback, recipe.branches, recipe.inexact)
 
 
 def load_retraining(recipe: Recipe) -> Retraining | None:

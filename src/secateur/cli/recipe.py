@@ -10,11 +10,16 @@ from secateur.cli.recipe_errors import explain
 from secateur.cli.yaml_file import parse_yaml, read_text
 from secateur.errors import RecipeError
 
+EXPERTS = ("expert",)
 SPLITS = ("train", "validation", "test")
 
 # Lists of YAML become tuples; their elements stay strict.
 Numbers = Annotated[tuple[float, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+# One number for all groups, or glob of group names -> number.
+AtLeastOne = Annotated[int, Field(ge=1)]
+Width = AtLeastOne | dict[str, AtLeastOne]
+Fallback = Literal["error", "graph"]
 
 
 class Part(BaseModel):
@@ -186,6 +191,11 @@ class Recipe(Part):
     )
     calibration_samples: int = Field(512, ge=1)
     ignore: Names = ()
+    multiple_of: Width = 1
+    minimum: Width = 1
+    branches: bool = False
+    inexact: Names = EXPERTS
+    fallback: Fallback = "error"
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
 

@@ -188,8 +188,9 @@ def gates_from_gradients(group: Group, name: str, products: Tensor) -> Tensor:
 
 
 def masked_slices(group: Group) -> list[Slice]:
-    """Those of the parameters that masking zeroes."""
-    return [s for s in group.slices if s.masked and s.trained]
+    """Those of the parameters that masking zeroes; where it zeroes nothing (experts), all of the unit's."""
+    trained = [s for s in group.slices if s.trained]
+    return [s for s in trained if s.masked] or trained
 
 
 def parameters_of(groups: Sequence[Group]) -> set[str]:

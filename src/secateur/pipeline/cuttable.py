@@ -9,36 +9,55 @@ from secateur.criteria.chance import Random
 from secateur.criteria.statistics import Statistics
 from secateur.errors import SurgeryError
 from secateur.graph.trace import Program
+from secateur.pipeline.scope import Scope
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import plan
 from secateur.types import Group, Note
 
 
 def cuttable_groups(
-    model: nn.Module, program: Program, groups: Sequence[Group]
+    model: nn.Module, program: Program, groups: Sequence[Group], scope: Scope | None = None
 ) -> tuple[tuple[Group, ...], tuple[Note, ...]]:
-    """The exact groups that survive a trial cut, and why the others do not.
+    """The groups that `scope` admits (exact ones and experts) and that survive a trial cut; why the others do not.
 
-    All groups are tried at once first; only if that fails, one by one.
+    All groups are tried at once first, then all branches; only where that fails, one by one.
     """
-    exact = [group for group in groups if group.exact and group.width > 1]
-    notes = [Note(g.name, f"removal is not exact: {g.note}") for g in groups if not g.exact]
-    if _failure(model, program, exact) is None:
-        return tuple(exact), tuple(notes)
+    wanted = [group for group in groups if (scope or Scope()).admits(group)]
+    inside = [group for group in wanted if group.width > 1]
+    whole = [group for group in wanted if group.minimum == 0]
+    notes = [
+        Note(g.name, f"removal is not exact: {g.note}; name it in inexact=[...] to let its units go")
+        for g in groups
+        if g not in wanted
+    ]
     sound: list[Group] = []
-    for group in exact:
-        failure = _failure(model, program, [group]) or _failure(model, program, [*sound, group])
+    # Branches apart: a cut that takes one out says nothing of the groups that lie in it.
+    for tried in (inside, whole):
+        if _failure(model, program, tried) is None:
+            sound += tried
+        else:
+            notes += _one_by_one(model, program, tried, sound)
+    return tuple(sound), tuple(notes)
+
+
+def _one_by_one(model: nn.Module, program: Program, tried: Sequence[Group], sound: list[Group]) -> list[Note]:
+    """Add to `sound` what can be cut along with it; notes on what cannot."""
+    notes = []
+    for group in tried:
+        beside = [other for other in sound if other in tried]
+        failure = _failure(model, program, [group]) or _failure(model, program, [*beside, group])
         if failure is None:
             sound.append(group)
         else:
             notes.append(Note(group.name, failure))
-    return tuple(sound), tuple(notes)
+    return notes
 
 
 def _failure(model: nn.Module, program: Program, groups: Sequence[Group]) -> str | None:
     scores = {group.name: Random(1)(group, Statistics()).to(torch.float64) for group in groups}
+    sparsity = {group.name: 1.0 if group.minimum == 0 else 0.4 for group in groups}
     try:
-        cut(model, plan(groups, scores, sparsity=0.4), program=program)
+        cut(model, plan(groups, scores, sparsity=sparsity), program=program)
     except SurgeryError as error:
         return str(error)
     return None

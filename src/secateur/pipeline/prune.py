@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError
 from secateur.graph.costs import cost_model
-from secateur.graph.groups import structure
+from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
@@ -27,6 +27,7 @@ from secateur.pipeline.cuttable import cuttable_groups
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
 from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
+from secateur.pipeline.scope import EXPERTS, Scope
 from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
 from secateur.pipeline.task import Task
 from secateur.progress import NoProgress, Progress
@@ -36,7 +37,7 @@ from secateur.storage.run_directory import open_run
 from secateur.surgery.plan import Plan
 from secateur.training.loop import Retraining
 from secateur.training.schedules import Schedule, resolve_schedule
-from secateur.types import Budget, Note
+from secateur.types import Budget, Fallback, Note
 
 CONTROLS = ("random", "uniform-magnitude")
 
@@ -63,7 +64,12 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     retrain: Retraining | None = None,
     repair: bool = True,
     controls: Sequence[str] = CONTROLS,
-    ignore: Sequence[str] = (),
+    ignore: Ignored = (),
+    multiple_of: Option = 1,
+    minimum: Option = 1,
+    branches: bool = False,
+    inexact: Sequence[str] = EXPERTS,
+    fallback: Fallback = "error",
     batch_fn: BatchFn | None = None,
     confidence: float = 0.95,
     calibration_samples: int = 512,
@@ -98,7 +104,16 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         retrain: how to retrain in each round; None = no training at all, one round.
         repair: refit consumers and recalibrate batch norm after each cut.
         controls: naive rules run at the same multiply-adds: "random", "uniform-magnitude".
-        ignore: names or globs of modules whose units must stay.
+        ignore: what must stay: names of modules or parameters, globs (`"layer4.*"`), or functions of a parameter's
+            name.
+        multiple_of: widths stay multiples of this: one number, or glob of group names -> number.
+        minimum: the least width, likewise.
+        branches: whole residual branches may go too, where that costs less than narrowing them.
+        inexact: kinds of units, or names or globs of groups, that may go although removing them is not the same
+            as hearing nothing of them: another expert takes the place of one that is gone, a layer norm runs over
+            fewer features. Their damage is measured on real cuts, which takes longer.
+        fallback: "graph" also lets go what the model's own forward pass cannot follow: if any of it goes, the
+            result is a `torch.fx.GraphModule`, in eval mode for good, and without repair.
         batch_fn: takes apart batches of an unusual shape.
         confidence: of the certificate.
         calibration_samples: at most so many samples are read for scores and repair.
@@ -118,6 +133,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         raise ArgumentError("there is neither train nor calibration data; scores and repair need one of them")
     if retrain is not None and train is None:
         raise ArgumentError("retrain is given but train is not; pass train=batches of (inputs, targets)")
+    scope = Scope(ignore, multiple_of, minimum, fallback, branches, tuple(inexact))
     clock = _Clock(progress or NoProgress())
     found_metric = resolve_metric(metric, higher_is_better)
     held = as_batches(validation, "validation", batch_fn)
@@ -138,8 +154,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 "metric": describe(replace(found_metric, whole=None)), "loss": describe(loss),
                 "tolerance": tolerance, "budget": describe(budget), "criterion": describe(criterion or Taylor()),
                 "sparsities": list(sparsities), "folds": folds, "schedule": describe(schedule), "rounds": rounds,
-                "retrain": describe(retrain), "repair": repair, "controls": list(controls), "ignore": list(ignore),
+                "retrain": describe(retrain), "repair": repair, "controls": list(controls),
                 "calibration_samples": calibration_samples, "seed": seed,
+                **{field.name: describe(getattr(scope, field.name)) for field in fields(scope)},
             }  # fmt: skip
             run = stack.enter_context(open_run(Path(run_dir), settings))
             store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite"))
@@ -147,9 +164,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
             check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
-            found = structure(program, ignore)
-            dense = cost_model(found)
-            groups, left = cuttable_groups(model, program, found.groups)
+            dense = cost_model(scope.structure(program))
+            groups, left = cuttable_groups(model, program, scope.groups(program), scope)
         task = Task(
             model=model,
             args=args,
@@ -163,8 +179,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             dense_macs=dense.macs({}),
             dense_params=dense.params({}),
             budget=budget,
-            ignore=tuple(ignore),
-            cuttable=frozenset(group.name for group in groups),
+            scope=scope,
+            cuttable={group.name: group for group in groups},
             criterion=criterion or Taylor(),
             sparsities=sparsities,
             repair=repair,

@@ -9,15 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import nn
+from torch import fx, nn
 
 from secateur.allocation.certificate import Certificate
 from secateur.allocation.thresholds import BudgetCurve, Choice
-from secateur.describe import without_addresses
+from secateur.describe import describe, without_addresses
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
 from secateur.pipeline.rounds import Round, Scene
+from secateur.pipeline.scope import Scope
 from secateur.pipeline.search import Search
 from secateur.pipeline.task import Damage, Task
 from secateur.report.schema import (
@@ -35,7 +36,7 @@ from secateur.report.schema import (
 )
 from secateur.storage.saved_model import attribute_changes
 from secateur.surgery.plan import Plan
-from secateur.types import Budget, Curves, Group, Note
+from secateur.types import Budget, Curves, Group, Note, Rewrite
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +84,16 @@ def tell(story: Story) -> ReportData:
         coverage=story.scene.found.coverage(),
         rewrites=[
             RewriteRow(module=r.module or "(root)", attribute=r.attribute, before=str(r.before), after=str(r.after))
-            for r in attribute_changes(task.model, story.small)
+            for r in _rewrites(story)
         ],
         warnings=_warnings(story),
         timings=[(name, round(seconds, 2)) for name, seconds in story.timings.items()],
     )
+
+
+def _rewrites(story: Story) -> list[Rewrite]:
+    # A graph has no attributes that its forward pass would read.
+    return [] if isinstance(story.small, fx.GraphModule) else attribute_changes(story.task.model, story.small)
 
 
 def own_version() -> str:
@@ -145,8 +151,24 @@ def _asked(story: Story) -> list[tuple[str, str]]:
         ("schedule", story.schedule),
         ("repair", "least squares and batch-norm moments" if task.repair else "none"),
         ("retraining", without_addresses(repr(task.retrain)) if task.retrain is not None else "none"),
-        ("ignored", ", ".join(task.ignore) or "nothing"),
+        *_wishes(task.scope),
     ]
+
+
+def _wishes(scope: Scope) -> list[tuple[str, str]]:
+    """What the caller let go and what not; defaults only where their absence would surprise."""
+    ignored = ", ".join(part if isinstance(part, str) else describe(part) for part in scope.ignore)
+    found = [("ignored", ignored or "nothing")]
+    for label, value in (("widths are multiples of", scope.multiple_of), ("least width", scope.minimum)):
+        if value != 1:
+            text = str(value) if isinstance(value, int) else ", ".join(f"{k}: {v}" for k, v in value.items())
+            found.append((label, text))
+    if scope.branches:
+        found.append(("residual branches", "may go as a whole"))
+    found.append(("may go though not exact", ", ".join(scope.inexact) or "nothing"))
+    if scope.fallback == "graph":
+        found.append(("fallback", "a graph, where the model's own forward pass cannot follow"))
+    return found
 
 
 def _quality(story: Story) -> list[QualityRow]:
@@ -275,6 +297,11 @@ def _warnings(story: Story) -> list[str]:
         found.append("There was no test data, so nothing is certified.")
     if story.search.best is None:
         found.append("No round stayed within the tolerance: the model is as it was.")
+    if isinstance(story.small, fx.GraphModule) and not isinstance(story.task.model, fx.GraphModule):
+        found.append(
+            "The model's own forward pass could not follow: the result is a graph, in evaluation mode for good, and "
+            "what only a module has (dropout, batch norm in training, repair) does not apply to it."
+        )
     suspicious = [name for name, curve in story.curves.items() if not curve.loss_damage.any()]
     if suspicious:
         found.append(

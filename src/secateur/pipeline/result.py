@@ -20,7 +20,8 @@ class Result:
     """A pruned model, what it cost, and why it looks as it does.
 
     Attributes:
-        model: the smaller model, an instance of the user's own class, in eval mode.
+        model: the smaller model, an instance of the user's own class, in eval mode; under `fallback="graph"` it may
+            be a graph.
         original: the dense model, untouched.
         plan: the units that every group keeps.
         damage: mean paired damage on the validation data.

@@ -12,10 +12,11 @@ from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.errors import BudgetError
 from secateur.graph.costs import CostModel, cost_model
-from secateur.graph.groups import Structure, structure
+from secateur.graph.groups import Structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import resolve_loss
+from secateur.pipeline.scope import followed
 from secateur.pipeline.task import Damage, Task, summarise
 from secateur.repairs.repair import repair
 from secateur.sensitivity.probe import Probe, probe
@@ -36,6 +37,7 @@ class Scene:
         program: traced from it.
         found: all that its types tell, under the user's `ignore`.
         groups: what may be cut.
+        names: name of a group -> its name in the dense model.
         cost: what it would cost at other widths.
         share: widths -> what is left of the dense cost.
         probe: measures damage against the fixed baseline.
@@ -45,6 +47,7 @@ class Scene:
     program: Program
     found: Structure
     groups: tuple[Group, ...]
+    names: Mapping[str, str]
     cost: CostModel
     share: Callable[[Mapping[str, int]], float]
     probe: Probe
@@ -92,8 +95,9 @@ class Allocator(Protocol):
 def set_scene(task: Task, model: nn.Module) -> Scene:
     """Trace, find groups, score them, and make ready to measure."""
     program = trace(model, task.args, task.kwargs)
-    found = structure(program, task.ignore)
-    groups = tuple(group for group in found.groups if group.name in task.cuttable)
+    found = task.scope.structure(program)
+    same = followed(task.scope.later_groups(program), task.cuttable)
+    groups = tuple(same.values())
     statistics = collect(
         model, groups, task.calibration, needs=needs_of(task.criterion), loss=task.loss, progress=task.progress
     )
@@ -105,9 +109,11 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
         metric=task.metric,
         loss=resolve_loss(task.loss),
         baseline=task.baseline,
+        program=program,
     )
     cost = cost_model(found)
-    return Scene(model, program, found, groups, cost, lambda widths: task.share(cost, widths), prober)
+    names = {group.name: name for name, group in same.items()}
+    return Scene(model, program, found, groups, names, cost, lambda widths: task.share(cost, widths), prober)
 
 
 def measured_curves(task: Task, scene: Scene) -> Curves:
@@ -136,11 +142,13 @@ class ByCurves:
 
 
 def uniformly(scene: Scene, target: float) -> Mapping[str, int]:
-    """The same fraction of every group."""
+    """The same fraction of every group, and of the branches; of these the lowest-scored go first."""
     full = {group.name: group.width for group in scene.groups}
     multiples = {group.name: group.multiple_of for group in scene.groups}
     least = {group.name: group.minimum for group in scene.groups}
-    return uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least)
+    branches = [group.name for group in scene.groups if group.minimum == 0]
+    going = sorted(branches, key=lambda name: float(scene.probe.scores[name]))
+    return uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least, removable=going)
 
 
 def run_round(
@@ -179,7 +187,7 @@ def run_round(
         macs=scene.cost.macs(widths) / max(task.dense_macs, 1),
         share=scene.share(widths),
         model=small,
-        plan=before.then(step),
+        plan=before.then(step.renamed(scene.names)),
         cut=after_cut,
         repaired=after_repair,
         retrained=after_training,

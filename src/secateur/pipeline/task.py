@@ -12,10 +12,11 @@ from secateur.data import Batches
 from secateur.graph.copies import copy_of
 from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
+from secateur.pipeline.scope import Scope
 from secateur.progress import Progress
 from secateur.sensitivity.scan import PointStore
 from secateur.training.loop import Retraining
-from secateur.types import Budget, Evaluation, Floats
+from secateur.types import Budget, Evaluation, Floats, Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ class Task:
         dense_macs: multiply-adds of the dense model.
         dense_params: parameters of the dense model.
         budget: which costs are bounded; None under a tolerance, where the multiply-adds go down.
-        ignore: names whose units must stay.
-        cuttable: names of the groups that survived a trial cut.
+        scope: what the caller lets go.
+        cuttable: the groups of the dense model that survived a trial cut, by name.
         criterion: scores the units.
         sparsities: levels of the scan.
         repair: whether to repair after a cut.
@@ -59,8 +60,8 @@ class Task:
     dense_macs: int
     dense_params: int
     budget: Budget | None
-    ignore: Sequence[str]
-    cuttable: frozenset[str]
+    scope: Scope
+    cuttable: Mapping[str, Group]
     criterion: Criterion
     sparsities: Sequence[float]
     repair: bool

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.data import Batch, Batches
+from secateur.errors import ArgumentError
 from secateur.graph.copies import copy_of
-from secateur.graph.trace import named_state
+from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import damage, evaluate
 from secateur.measures.metrics import Metric, PerSample
+from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, Scores, plan_widths
 from secateur.types import Evaluation, Floats, Group
@@ -31,6 +33,7 @@ class Probe:
         metric: per-sample metric.
         loss: per-sample loss.
         baseline: what damage is measured against.
+        program: of the model that `model` is a copy of; groups that are not exact are cut out of it.
     """
 
     model: nn.Module
@@ -40,6 +43,7 @@ class Probe:
     metric: Metric
     loss: PerSample
     baseline: Evaluation
+    program: Program | None = None
 
     def damage(self, widths: Mapping[str, int], samples: NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
         """Metric and loss damage of each sample when each named group keeps `widths[name]` a row.
@@ -50,13 +54,29 @@ class Probe:
         """
         plan = plan_widths(self.groups, self.scores, widths)
         batches = self.data if samples is None else chosen(self.data, samples)
-        with silenced(self.model, self.groups, plan):
-            after = evaluate(self.model, batches, metric=self.metric, loss=self.loss, finite=False)
+        with self._without(plan) as model:
+            after = evaluate(model, batches, metric=self.metric, loss=self.loss, finite=False)
         where = slice(None) if samples is None else samples
         return (
             damage(self.baseline.metric[where], after.metric, self.metric.sign),
             damage(self.baseline.loss[where], after.loss, -1),
         )
+
+    @contextlib.contextmanager
+    def _without(self, plan: Plan) -> Iterator[nn.Module]:
+        """The model without what the plan removes: masked, or cut where masking would tell something else."""
+        touched = [g for g in self.groups if g.name in plan.keep and len(plan.keep[g.name]) < g.size]
+        if all(group.exact for group in touched):
+            with silenced(self.model, self.groups, plan):
+                yield self.model
+            return
+        if self.program is None:
+            raise ArgumentError(
+                f"groups {[g.name for g in touched if not g.exact]} are not exact, so their damage is measured on a "
+                "real cut, which needs the program; pass program="
+            )
+        # A graph takes batches of other sizes only where it was verified to.
+        yield cut(self.program.model, plan, program=self.program, verify=plan.fallback == "graph")
 
 
 def probe(
@@ -68,9 +88,10 @@ def probe(
     metric: Metric,
     loss: PerSample,
     baseline: Evaluation,
+    program: Program | None = None,
 ) -> Probe:
-    """A probe on a private copy of `model`."""
-    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline)
+    """A probe on a private copy of `model`; `program` is needed where groups are not exact."""
+    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline, program)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,8 @@ def scan(
 ) -> dict[str, Curve]:
     """Measure every group alone at every sparsity, paired with the whole model sample by sample.
 
+    Units are silenced, which is what cutting them does. Where a group is not exact, it is cut for each point.
+
     Args:
         program: from `trace`; its model is not changed.
         groups: what to measure.
@@ -56,7 +58,7 @@ def scan(
         metric: see `resolve_metric`.
         loss: see `resolve_loss`.
         higher_is_better: direction of a metric that is a function.
-        sparsities: fractions of units removed, in (0, 1).
+        sparsities: fractions of units removed, in (0, 1); a branch, which has one unit, is measured without it.
         batch_fn: takes apart batches of an unusual shape.
         store: measured points are looked up and kept here.
         progress: shown while running.
@@ -72,7 +74,9 @@ def scan(
     found_metric, found_loss = resolve_metric(metric, higher_is_better), resolve_loss(loss)
     baseline = evaluate(program.model, data, metric=found_metric, loss=found_loss)
     check_decomposable(program.model, data, metric=found_metric, found=baseline)
-    prober = probe(program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline)
+    prober = probe(
+        program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program
+    )
     return measure_curves(prober, sparsities=sparsities, store=store, progress=progress)
 
 
@@ -118,12 +122,15 @@ def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
         if not 0 < sparsity < 1:
             raise ArgumentError(f"sparsities hold {sparsity}; each must lie strictly between 0 and 1")
     widths = {kept_width(group, sparsity) for sparsity in sparsities} | {group.width}
+    if group.minimum == 0:
+        widths.add(0)
     return tuple(sorted(widths, reverse=True))
 
 
 def _point(prober: Probe, group: Group, width: int, store: PointStore | None, context: str) -> tuple[Floats, Floats]:
     kept = top_units(group, prober.scores, width)
-    key = hashlib.sha256(f"{context}|{group.name}|{kept.tolist()}".encode()).hexdigest()
+    how = "" if group.exact else "|cut"
+    key = hashlib.sha256(f"{context}|{group.name}|{kept.tolist()}{how}".encode()).hexdigest()
     known = store.get(key) if store is not None else None
     if known is not None:
         return known["damage"], known["loss_damage"]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import get_args
 
 import torch
@@ -51,7 +51,7 @@ class Plan:
         return mask
 
     def sparsity(self, group: str) -> float:
-        """Fraction of the group's units that are removed, in [0, 1)."""
+        """Fraction of the group's units that are removed, in [0, 1); 1 for a branch that goes."""
         return 1 - len(self.keep[group]) / self.sizes[group]
 
     def then(self, later: "Plan") -> "Plan":
@@ -78,6 +78,22 @@ class Plan:
             rows[alive] = chosen
             keep[name] = rows.flatten()
         return Plan(keep, sizes, nesting, _widest_fallback((self.fallback, later.fallback)))
+
+    def renamed(self, names: Mapping[str, str]) -> "Plan":
+        """The same plan with other names of groups; those that `names` lacks stay.
+
+        >>> Plan({"a": torch.tensor([0])}, {"a": 2}).renamed({"a": "b"}).sizes
+        {'b': 2}
+        """
+        return Plan(
+            {names.get(name, name): kept for name, kept in self.keep.items()},
+            {names.get(name, name): size for name, size in self.sizes.items()},
+            {
+                names.get(name, name): tuple(replace(r, outer=names.get(r.outer, r.outer)) for r in rows)
+                for name, rows in self.nesting.items()
+            },
+            self.fallback,
+        )
 
     def _alive_rows(self, nesting: Sequence[Rows]) -> Tensor:
         """Which rows of a group lie in outer units that this plan keeps: bool (rows,)."""
