@@ -89,11 +89,46 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
 
 
-def test_a_subclass_is_left_alone() -> None:
-    class Own(nn.MultiheadAttention):
-        pass
+class Named(nn.MultiheadAttention):
+    """A subclass that computes what torch's class does."""
 
-    assert release_heads(Own(6, 2)) == {}
+
+class Doubled(nn.MultiheadAttention):
+    """A subclass with a forward pass of its own."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result, weights = super().forward(*args, **kwargs)
+        return 2 * result, weights
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_left_alone() -> None:
+    assert release_heads(Doubled(6, 2)) == {}
+    attention = Named(6, 2)
+    with released(attention):
+        assert type(attention) is HeadwiseAttention
+    assert type(attention) is Named and "torch_class" not in vars(attention)
+
+
+@pytest.mark.parametrize("kind", [Named, Doubled])
+def test_heads_of_a_subclass_go_alone_only_where_its_forward_is_torchs(kind: type[nn.MultiheadAttention]) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix, self.head = nn.Linear(4, 12), kind(12, 2, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return self.head(self.mix(x, x, x, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    model, x = Mixing().double().eval(), torch.randn(2, 5, 4).double()
+    program = sc.trace(model, (x,))
+    own = {g.granularity: g for g in sc.find_groups(program) if g.name.startswith("mix.in_proj")}
+    assert ({"head", "head_dim"} <= own.keys()) == (kind is Named)
+    if kind is Named:
+        plan = sc.plan([own["head_dim"]], {own["head_dim"].name: torch.rand(24)}, sparsity={own["head_dim"].name: 0.5})
+        made = cut_model(model, plan, program=program)
+        assert made.verified and (made.model.mix.num_heads, made.model.mix.head_dim) == (2, 3)
 
 
 class Classifier(nn.Module):

@@ -2,7 +2,9 @@
 
 `nn.MultiheadAttention` asserts that its heads fill its width exactly, so none of them could go. While a
 model is traced, and when it is cut so that the heads no longer fill the width, such a module computes
-with the class below instead: same parameters under the same names, same call, same results.
+with the class below instead: same parameters under the same names, same call, same results. A subclass whose
+`forward` is its own keeps torch's constraint: what it computes is not ours to say, so its heads go only with the
+width of their stream.
 """
 
 import contextlib
@@ -20,6 +22,10 @@ class HeadwiseAttention(nn.Module):
 
     A module of torch's class becomes one of this by `release_heads`, and keeps its attributes.
 
+    In an encoder that is given a padding mask, padded positions hold what attention gives there, as they do in
+    torch's own encoder while gradients are taken. Torch's fused layers, in inference, leave zeros there: whoever
+    reads such positions, as a mean over all of them does, gets other numbers with either.
+
     Attributes:
         embed_dim: width of the queries.
         kdim: width of the keys.
@@ -27,6 +33,7 @@ class HeadwiseAttention(nn.Module):
         num_heads: number of heads.
         head_dim: size of each.
         scale: what products of queries and keys are multiplied by; that of the heads as they were at first.
+        torch_class: what the module was before.
     """
 
     embed_dim: int
@@ -35,6 +42,7 @@ class HeadwiseAttention(nn.Module):
     num_heads: int
     head_dim: int
     scale: float
+    torch_class: type[nn.MultiheadAttention]
     dropout: float
     batch_first: bool
     add_zero_attn: bool
@@ -157,15 +165,14 @@ def release_heads(model: nn.Module) -> dict[str, HeadwiseAttention]:
     found: dict[str, HeadwiseAttention] = {}
     for path, module in model.named_modules():
         # A subclass may compute something else.
-        if type(module) is nn.MultiheadAttention:
-            scale = module.head_dim**-0.5
-            vars(module)["scale"] = scale
+        if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
+            vars(module).update(scale=module.head_dim**-0.5, torch_class=type(module))
             found[path] = become(module, HeadwiseAttention)
     return found
 
 
 def bind_heads(model: nn.Module) -> tuple[str, ...]:
-    """Give every attention back to torch's class, in place, where its heads fill its width; paths of the others.
+    """Give every attention back to its own class, in place, where its heads fill its width; paths of the others.
 
     An encoder that holds one of these no longer packs its sequences: only torch's fused layers read such tensors.
 
@@ -197,8 +204,9 @@ def fits_torch(module: HeadwiseAttention) -> bool:
 
 
 def _to_torch(module: HeadwiseAttention) -> None:
-    del module.scale
-    become(module, nn.MultiheadAttention)
+    kind = module.torch_class
+    del module.scale, module.torch_class
+    become(module, kind)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from torch import nn
 from secateur.criteria.chance import Random
 from secateur.criteria.statistics import Statistics
 from secateur.errors import SurgeryError
+from secateur.graph.modes import training_only
 from secateur.graph.trace import Program
 from secateur.pipeline.scope import Scope
 from secateur.surgery.cut import cut
-from secateur.surgery.plan import plan
+from secateur.surgery.plan import Plan, plan
 from secateur.types import Group, Note
 
 
@@ -40,6 +41,20 @@ def cuttable_groups(
     return tuple(sound), tuple(notes)
 
 
+def training_misfits(model: nn.Module, program: Program, groups: Sequence[Group]) -> tuple[str, ...]:
+    """Modules that only training mode reaches and that do not fit there once `groups` are cut."""
+    found = training_only(program)
+    if not found or not groups:
+        return ()
+    small = cut(model, _trial(groups), program=program)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            small.train()(*program.args, **program.kwargs)
+    except Exception:
+        return found
+    return ()
+
+
 def _one_by_one(model: nn.Module, program: Program, tried: Sequence[Group], sound: list[Group]) -> list[Note]:
     """Add to `sound` what can be cut along with it; notes on what cannot."""
     notes = []
@@ -54,10 +69,13 @@ def _one_by_one(model: nn.Module, program: Program, tried: Sequence[Group], soun
 
 
 def _failure(model: nn.Module, program: Program, groups: Sequence[Group]) -> str | None:
-    scores = {group.name: Random(1)(group, Statistics()).to(torch.float64) for group in groups}
-    sparsity = {group.name: 1.0 if group.minimum == 0 else 0.4 for group in groups}
     try:
-        cut(model, plan(groups, scores, sparsity=sparsity), program=program)
+        cut(model, _trial(groups), program=program)
     except SurgeryError as error:
         return str(error)
     return None
+
+
+def _trial(groups: Sequence[Group]) -> Plan:
+    scores = {group.name: Random(1)(group, Statistics()).to(torch.float64) for group in groups}
+    return plan(groups, scores, sparsity={group.name: 1.0 if group.minimum == 0 else 0.4 for group in groups})

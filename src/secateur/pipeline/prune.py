@@ -16,14 +16,14 @@ from secateur.criteria.gradients import Taylor
 from secateur.criteria.magnitude import Magnitude
 from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
-from secateur.errors import ArgumentError, BudgetError
+from secateur.errors import ArgumentError, BudgetError, SurgeryError
 from secateur.graph.costs import cost_model
 from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
-from secateur.pipeline.cuttable import cuttable_groups
+from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
 from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
@@ -125,6 +125,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         ArgumentError: both or neither of tolerance and budget, or a value outside its range.
         BudgetError: no allocation meets the budget.
         TraceError: the model cannot be exported.
+        SurgeryError: the cut model could not be retrained: modules that only training mode reaches do not fit it.
         DataError, MetricError, NumericalError: unusable data, metric or values.
         StoreError: the run directory is of other settings, operators or data, or another process uses it.
     """
@@ -166,6 +167,13 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         with clock.stage("trial cuts"):
             dense = cost_model(scope.structure(program))
             groups, left = cuttable_groups(model, program, scope.groups(program), scope)
+            unfit = training_misfits(model, program, [group for group in groups if group.minimum > 0])
+            if unfit and retrain is not None:
+                raise SurgeryError(
+                    f"modules {', '.join(unfit)} are reached in training mode only, where they do not fit the cut "
+                    "model, so it could not be retrained; take them out of the model (aux_logits=False in "
+                    "torchvision's), name what they read in ignore=[...], or pass retrain=None"
+                )
         task = Task(
             model=model,
             args=args,
@@ -195,8 +203,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 f"{type(model).__name__} has no group that can be cut: " + "; ".join(n.text for n in left[:3])
             )
         return _run(
-            task, clock, left, tolerance, budget, test, folds=folds, schedule=resolve_schedule(schedule, rounds=rounds),
-            controls=controls, confidence=confidence, batch_fn=batch_fn,
+            task, clock, left, unfit, tolerance, budget, test, folds=folds,
+            schedule=resolve_schedule(schedule, rounds=rounds), controls=controls, confidence=confidence,
+            batch_fn=batch_fn,
         )  # fmt: skip
 
 
@@ -204,6 +213,7 @@ def _run(
     task: Task,
     clock: "_Clock",
     left: tuple[Note, ...],
+    unfit: tuple[str, ...],
     tolerance: float | None,
     budget: Budget | None,
     test: Any,
@@ -242,7 +252,7 @@ def _run(
     with clock.stage("costs"):
         story = Story(
             task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
-            certificate=certificate, left=left, small=small, tolerance=tolerance, budget=budget,
+            certificate=certificate, left=left, unfit=unfit, small=small, tolerance=tolerance, budget=budget,
             schedule=repr(schedule), timings=clock.timings,
         )  # fmt: skip
         data = tell(story)

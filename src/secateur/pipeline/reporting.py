@@ -52,6 +52,7 @@ class Story:
     controls: Mapping[str, Search]
     certificate: Certificate | None
     left: tuple[Note, ...]
+    unfit: tuple[str, ...]
     small: nn.Module
     tolerance: float | None
     budget: Budget | None
@@ -301,6 +302,11 @@ def _warnings(story: Story) -> list[str]:
         found.append(
             "The model's own forward pass could not follow: the result is a graph, in evaluation mode for good, and "
             "what only a module has (dropout, batch norm in training, repair) does not apply to it."
+        )
+    if story.unfit and story.search.best is not None:
+        found.append(
+            f"{', '.join(story.unfit)}: reached in training mode only, and left as before; in that mode the pruned "
+            "model may not run. Take them out of it before you train it."
         )
     suspicious = [name for name, curve in story.curves.items() if not curve.loss_damage.any()]
     if suspicious:
