@@ -199,7 +199,7 @@ def test_no_bars_where_there_is_no_terminal() -> None:
 def test_what_may_go_is_said_in_the_recipe(capsys, monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
     wishes = [
         "branches=true", "fallback=graph", "multiple_of={'*': 2}", "minimum=2", "inexact=[expert, head]",
-        "ignore=[blocks.1]",
+        "ignore=[blocks.1]", "split_stacks=true",
     ]  # fmt: skip
     sets = [part for wish in wishes for part in ("--set", wish)]
     assert code("inspect", recipe, *sets) == 0
@@ -212,5 +212,5 @@ def test_what_may_go_is_said_in_the_recipe(capsys, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(job, "prune", lambda *args, **how: given.update(how))
     loaded = load_recipe(recipe, wishes)
     job.run_recipe(loaded, load_data(loaded.data, ()), (), recipe.parent)
-    names = ("branches", "fallback", "multiple_of", "minimum", "inexact", "ignore")
-    assert [given[name] for name in names] == [True, "graph", {"*": 2}, 2, ("expert", "head"), ("blocks.1",)]
+    names = ("branches", "fallback", "multiple_of", "minimum", "inexact", "ignore", "split_stacks")
+    assert [given[name] for name in names] == [True, "graph", {"*": 2}, 2, ("expert", "head"), ("blocks.1",), True]

@@ -222,6 +222,25 @@ def test_groups_are_found_again_when_the_branch_that_named_them_is_gone(net: Net
     torch.testing.assert_close(twice(ARGS[0]), once(ARGS[0]))
 
 
+def test_layers_of_a_stack_end_at_widths_of_their_own() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(2, 8, num_layers=2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x.view(-1, 2, 2))[0][:, -1])
+
+    torch.manual_seed(0)
+    how = {**DATA, **QUICK, **TWO_ROUNDS, "budget": sc.Budget(macs=0.6), "minimum": {"rnn.l0": 7}}
+    result = sc.prune(Recurrent(), ARGS, **how, split_stacks=True)
+    widths = {name: len(kept) for name, kept in result.plan.keep.items()}
+    assert widths.keys() == {"rnn.l0", "rnn.l1"} and widths["rnn.l0"] >= 7 > widths["rnn.l1"]
+    assert ("layers of recurrent stacks", "may end at different widths") in result.report_data.asked
+    with pytest.raises(sc.ArgumentError, match=r"rnn\.l0"):
+        sc.prune(Recurrent(), ARGS, **how)
+
+
 def test_a_graph_takes_the_place_of_a_module_that_cannot_follow(tmp_path: Path) -> None:
     net = trained(Written)
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """From a recipe to a model and its data."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def load_criterion(recipe: Recipe) -> Criterion:
 
 def load_scope(recipe: Recipe) -> Scope:
     """What may go."""
-    return Scope(recipe.ignore, recipe.multiple_of, recipe.minimum, recipe.fallback, recipe.branches, recipe.inexact)
+    return Scope(**{field.name: getattr(recipe, field.name) for field in fields(Scope)})
 
 
 def load_retraining(recipe: Recipe) -> Retraining | None:

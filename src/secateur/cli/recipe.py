@@ -196,6 +196,7 @@ class Recipe(Part):
     branches: bool = False
     inexact: Names = EXPERTS
     fallback: Fallback = "error"
+    split_stacks: bool = False
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
 

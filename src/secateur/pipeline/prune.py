@@ -70,6 +70,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     branches: bool = False,
     inexact: Sequence[str] = EXPERTS,
     fallback: Fallback = "error",
+    split_stacks: bool = False,
     batch_fn: BatchFn | None = None,
     confidence: float = 0.95,
     calibration_samples: int = 512,
@@ -114,6 +115,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             fewer features. Their damage is measured on real cuts, which takes longer.
         fallback: "graph" also lets go what the model's own forward pass cannot follow: if any of it goes, the
             result is a `torch.fx.GraphModule`, in eval mode for good, and without repair.
+        split_stacks: layers of a stacked `nn.LSTM`, `nn.GRU` or `nn.RNN` may end at different widths; see
+            `find_groups`.
         batch_fn: takes apart batches of an unusual shape.
         confidence: of the certificate.
         calibration_samples: at most so many samples are read for scores and repair.
@@ -134,7 +137,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         raise ArgumentError("there is neither train nor calibration data; scores and repair need one of them")
     if retrain is not None and train is None:
         raise ArgumentError("retrain is given but train is not; pass train=batches of (inputs, targets)")
-    scope = Scope(ignore, multiple_of, minimum, fallback, branches, tuple(inexact))
+    scope = Scope(ignore, multiple_of, minimum, fallback, branches, tuple(inexact), split_stacks)
     clock = _Clock(progress or NoProgress())
     found_metric = resolve_metric(metric, higher_is_better)
     held = as_batches(validation, "validation", batch_fn)

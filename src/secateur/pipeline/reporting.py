@@ -167,6 +167,8 @@ def _wishes(scope: Scope) -> list[tuple[str, str]]:
     if scope.branches:
         found.append(("residual branches", "may go as a whole"))
     found.append(("may go though not exact", ", ".join(scope.inexact) or "nothing"))
+    if scope.split_stacks:
+        found.append(("layers of recurrent stacks", "may end at different widths"))
     if scope.fallback == "graph":
         found.append(("fallback", "a graph, where the model's own forward pass cannot follow"))
     return found

@@ -27,21 +27,22 @@ class Scope:
     fallback: Fallback = "error"
     branches: bool = False
     inexact: Sequence[str] = EXPERTS
+    split_stacks: bool = False
 
     def structure(self, program: Program) -> Structure:
         """All that the types of `program` tell."""
-        return structure(program, self.ignore, fallback=self.fallback)
+        return structure(program, self.ignore, fallback=self.fallback, split_stacks=self.split_stacks)
 
     def groups(self, program: Program) -> tuple[Group, ...]:
         """Every group that is not ignored, exact or not."""
         return find_groups(
             program, self.ignore, multiple_of=self.multiple_of, minimum=self.minimum, fallback=self.fallback,
-            branches=self.branches,
+            branches=self.branches, split_stacks=self.split_stacks,
         )  # fmt: skip
 
     def later_groups(self, program: Program) -> tuple[Group, ...]:
         """The groups of a model that was cut already: patterns of names may fit none that is left."""
-        return find_groups(program, self.ignore, fallback=self.fallback, branches=self.branches)
+        return replace(self, multiple_of=1, minimum=1).groups(program)
 
     def admits(self, group: Group) -> bool:
         """Whether units of the group may go by the caller's wishes."""

@@ -273,11 +273,12 @@ class _Writer:
 
     def write(self, node: fx.Node) -> None:
         """Append what `node` becomes."""
-        if node in self.gone.nodes:
-            return
-        if node in self.gone.streams:
+        if node in self.gone.streams and node not in self.gone.nodes:
             self.nodes[node] = self._left_of(node)
-            return
+        elif node not in self.gone.nodes:
+            self._write(node)
+
+    def _write(self, node: fx.Node) -> None:
         match node.op:
             case "placeholder" if node not in self.nodes and node.users:
                 name = self.program.names.get(str(node.target))
