@@ -120,8 +120,9 @@ class Taylor:
     """Mean over samples of the first-order change of the loss when the unit is removed.
 
     The change is the derivative by a gate on what consumers see of the unit: the sum of gradient times
-    weight over the consumers' slices. It is taken for each sample before its size is, so the size of
-    a batch does not change the score.
+    weight over the consumers' slices; over all slices where consumers choose units rather than sum over
+    them, as they do with experts. It is taken for each sample before its size is, so the size of a batch
+    does not change the score.
 
     Source: Molchanov et al. 2019, arXiv:1906.10771 (group-summed, squared); Molchanov et al. 2017,
     arXiv:1611.06440 (absolute).
