@@ -114,7 +114,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             as hearing nothing of them: another expert takes the place of one that is gone, a layer norm runs over
             fewer features. Their damage is measured on real cuts, which takes longer.
         fallback: "graph" also lets go what the model's own forward pass cannot follow: if any of it goes, the
-            result is a `torch.fx.GraphModule`, in eval mode for good, and without repair.
+            result is a `torch.fx.GraphModule`, in eval mode for good.
         split_stacks: layers of a stacked `nn.LSTM`, `nn.GRU` or `nn.RNN` may end at different widths; see
             `find_groups`.
         batch_fn: takes apart batches of an unusual shape.

@@ -303,7 +303,7 @@ def _warnings(story: Story) -> list[str]:
     if isinstance(story.small, fx.GraphModule) and not isinstance(story.task.model, fx.GraphModule):
         found.append(
             "The model's own forward pass could not follow: the result is a graph, in evaluation mode for good, and "
-            "what only a module has (dropout, batch norm in training, repair) does not apply to it."
+            "what only a module has (dropout, batch norm in training) does not apply to it."
         )
     if story.unfit and story.search.best is not None:
         found.append(
