@@ -7,8 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocation.certificate import Certificate, certify_paired
+    from secateur.allocation.certificate import Certificate, certify_agreement, certify_paired
     from secateur.allocation.knapsack import allocate
+    from secateur.allocation.sample_size import sample_size
     from secateur.criteria.activations import ActivationNorm, ActiveShare, MeanActivation
     from secateur.criteria.chance import Random
     from secateur.criteria.collect import collect
@@ -133,6 +134,7 @@ _HOMES = {
     "Wanda": "secateur.criteria.energy:Wanda",
     "WandaGroup": "secateur.criteria.energy:WandaGroup",
     "allocate": "secateur.allocation.knapsack:allocate",
+    "certify_agreement": "secateur.allocation.certificate:certify_agreement",
     "certify_paired": "secateur.allocation.certificate:certify_paired",
     "collect": "secateur.criteria.collect:collect",
     "cut": "secateur.surgery.cut:cut",
@@ -147,6 +149,7 @@ _HOMES = {
     "prune": "secateur.pipeline.prune:prune",
     "release": "secateur.sparsity.hold:release",
     "repair": "secateur.repairs.repair:repair",
+    "sample_size": "secateur.allocation.sample_size:sample_size",
     "save": "secateur.storage.saved_model:save_model",
     "scan": "secateur.sensitivity.scan:scan",
     "score": "secateur.criteria.criterion:score",
@@ -226,6 +229,7 @@ __all__ = [
     "Wanda",
     "WandaGroup",
     "allocate",
+    "certify_agreement",
     "certify_paired",
     "collect",
     "cut",
@@ -240,6 +244,7 @@ __all__ = [
     "prune",
     "release",
     "repair",
+    "sample_size",
     "save",
     "scan",
     "score",

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from secateur.allocation.certificate import (
-    STEP,
-    _score,
-    betting_p_value,
-    certify_paired,
-    exact_p_value,
-    smallest_certified,
-    tolerances,
-)
+from secateur.allocation.betting import betting_p_value
+from secateur.allocation.certificate import STEP, certify_agreement, certify_paired, smallest_certified, tolerances
+from secateur.allocation.paired_score import exact_p_value, score_statistic as _score
+from secateur.allocation.sample_size import sample_size
 from secateur.errors import ArgumentError, DataError, MetricError
 
 ALPHA = 0.05
@@ -48,7 +43,8 @@ def test_the_tail_probability_is_that_of_full_enumeration() -> None:
     high = stats.beta.isf(0.0005, total + 1, n - total)
     grid = np.linspace(low, high, 200)
     largest = max(sum(trinomial(n, x, y, (d + eps) / 2, (d - eps) / 2) for x, y in region) for d in grid)
-    assert exact_p_value(n, b, c, eps) == pytest.approx(largest + 1e-3, abs=2e-5)
+    # Never below the largest, which the grid only approaches, and at most 0.2 % above it.
+    assert largest + 1e-3 <= exact_p_value(n, b, c, eps) <= 1.0021 * (largest + 1e-3)
 
 
 def test_more_losses_never_help() -> None:
@@ -136,15 +132,20 @@ def test_bounded_metrics_are_bet_on() -> None:
     before = rng.random(800)
     found = certify_paired(before, np.clip(before - 0.001, 0, 1), tolerance=0.1, bounds=(0, 1))
     assert found.guarantee == "anytime" and found.certified and found.lost is None
-    assert betting_p_value(before - np.clip(before - 0.001, 0, 1), 1.0, found.bound, 1 - 0.95) <= ALPHA
+    mixed = np.random.default_rng(0).permutation(before - np.clip(before - 0.001, 0, 1))
+    assert betting_p_value(mixed, 1.0, found.bound, 1 - 0.95) <= ALPHA
 
 
 def test_bad_input() -> None:
     good = np.ones(10)
     with pytest.raises(DataError, match="shapes"):
         certify_paired(good, np.ones(9), tolerance=0.1)
-    with pytest.raises(DataError, match="NaN"):
-        certify_paired(good, np.full(10, np.nan), tolerance=0.1)
+    with pytest.raises(DataError, match="dense model's test metric holds NaN"):
+        certify_paired(np.full(10, np.nan), good, tolerance=0.1)
+    with pytest.raises(ArgumentError, match="clip"):
+        certify_paired(good, good, tolerance=0.1, clip=0.0)
+    with pytest.raises(DataError, match="one label for each of the 10 samples"):
+        certify_paired(good, good, tolerance=0.1, bounds=(0, 1), documents=[1, 2])
     with pytest.raises(ArgumentError, match="positive"):
         certify_paired(good, good, tolerance=0.0)
     with pytest.raises(ArgumentError, match="largest possible drop"):
@@ -234,3 +235,72 @@ def test_values_outside_the_bounds_are_refused() -> None:
         certify_paired(half, np.full(20, 7.0), tolerance=0.1, bounds=(0, 1))
     with pytest.raises(ArgumentError, match="least value first"):
         certify_paired(half, half, tolerance=0.1, bounds=(1, 0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_what_is_not_finite_is_infinitely_bad(bad: float, higher_is_better: bool) -> None:
+    before = np.ones(500)
+    after = before.copy()
+    after[7] = bad
+    for bounds in (None, (0.0, 1.0)):
+        found = certify_paired(before, after, tolerance=0.5, bounds=bounds, higher_is_better=higher_is_better)
+        assert not found.certified and found.drop == np.inf and found.not_finite == 1 and found.p_value == 1.0
+        assert "Nothing is certified" in found.sentence() and "on 1 of 500 test samples" in found.sentence()
+
+
+def test_a_clip_makes_an_unbounded_loss_a_bounded_one() -> None:
+    rng = np.random.default_rng(5)
+    before = rng.exponential(2.0, 2000)
+    after = before + rng.normal(0, 0.1, 2000)
+    after[:3] = [np.inf, np.nan, 1e9]
+    found = certify_paired(before, after, tolerance=0.05, higher_is_better=False, clip=1.0, metric="loss")
+    assert found.guarantee == "anytime" and found.certified
+    # Each of the three counts as +1, never as an improvement.
+    rest = np.clip(after[3:] - before[3:], -1, 1)
+    assert found.drop == pytest.approx((3 + rest.sum()) / 2000)
+    assert "beyond ±1 count as ±1" in str(found)
+
+
+def test_documents_are_the_units_of_the_test() -> None:
+    rng = np.random.default_rng(6)
+    documents = np.repeat(rng.permutation(200), 30)
+    noise = np.repeat(rng.normal(0, 0.2, 200), 30) + rng.normal(0, 0.05, 6000)
+    before = np.full(6000, 3.0)
+    found = certify_paired(
+        before, before + noise, tolerance=0.1, higher_is_better=False, clip=1.0, documents=documents, metric="loss"
+    )
+    alone = certify_paired(
+        before[:200], before[:200] + noise.reshape(200, 30).mean(1), tolerance=0.1, higher_is_better=False, clip=1.0
+    )
+    assert found.samples == 200 and found.unit == "documents" and "documents" in found.sentence()
+    assert found.bound == alone.bound and found.drop == pytest.approx(alone.drop)
+    assert "it is documents that are exchangeable" in str(found)
+    # Tokens taken for samples would claim far more than these data can.
+    assert certify_paired(before, before + noise, tolerance=0.1, higher_is_better=False, clip=1.0).bound < found.bound
+
+
+def test_an_order_of_the_file_does_not_matter_to_the_bets() -> None:
+    rng = np.random.default_rng(7)
+    damage = np.sort(rng.normal(0.0, 0.2, 1500).clip(-1, 1))
+    bounds = [certify_paired(np.zeros(1500), -d, tolerance=None, bounds=(-1, 1)).bound for d in (damage, damage[::-1])]
+    assert max(bounds) < 0.05
+
+
+@pytest.mark.parametrize(("samples", "changed"), [(300, 0), (300, 4), (20, 20)])
+def test_the_bound_on_disagreement_is_that_of_scipy(samples: int, changed: int) -> None:
+    found = certify_agreement(np.arange(samples) < changed, tolerance=0.02)
+    interval = stats.binomtest(changed, samples, alternative="less").proportion_ci(0.95, method="exact")
+    assert found.bound == pytest.approx(interval.high)
+    assert found.certified == (found.bound <= 0.02) == (found.p_value <= ALPHA)
+    assert "whatever the labels" in str(found)
+
+
+def test_what_would_be_needed_is_said() -> None:
+    refused = certify_paired(*zero_one(300, 5, 2), tolerance=0.02)
+    assert not refused.certified and refused.needed == sample_size(0.02, discordance=7 / 300, drop=0.01)
+    assert f"about {refused.needed} samples would be needed" in refused.sentence()
+    hopeless = certify_paired(*zero_one(300, 9, 0), tolerance=0.02)
+    assert hopeless.needed is None and "no number of samples would do" in hopeless.sentence()
+    # The sentence names the smallest tolerance that can be certified in both cases.
+    assert f"at most {np.ceil(refused.bound * 1e4) / 1e4:.4f}" in refused.sentence()

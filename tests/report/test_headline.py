@@ -28,6 +28,8 @@ def test_the_whole_outcome_in_one_sentence():
 def test_what_could_not_be_certified_is_said():
     refused = certificate(certified=False, bound=0.012)
     assert told(certificate=refused).endswith("by at most 1.20 points, more than the tolerance of 1.00 points.")
+    few = certificate(certified=False, bound=0.012, needed=14000)
+    assert told(certificate=few).endswith("of 1.00 points (about 14000 test samples would be needed).")
 
 
 def test_without_a_bound_none_is_claimed():

@@ -6,32 +6,39 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
+from secateur.allocation.betting import betting_p_value
+from secateur.allocation.paired_score import exact_p_value
+from secateur.allocation.sample_size import mean_size, nuisance_level, sample_size, share_size
 from secateur.errors import ArgumentError, DataError, MetricError
 from secateur.types import Floats
 
 Guarantee = Literal["exact", "anytime", "asymptotic"]
-NUISANCE_LEVEL = 1e-3
-GRID = 25
 STEP, STEPS = 1.02, 465  # 1.02**-465 is 1e-4: the smallest bound, as a share of the largest drop
+ORDER_SEED = 0
 ASSUMES = (
     "The test samples are exchangeable with those the model will meet, were used for nothing before, "
     "and are used for this one test."
 )
+DOCUMENTS = (
+    "The unit is the document: each counts once, whatever its length, and it is documents that are exchangeable; "
+    "samples within one may depend on each other."
+)
+UNCHANGED = "A prediction that does not change cannot become wrong: accuracy drops by no more, whatever the labels are."
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome of one paired one-sided test on test data.
+    """The outcome of one paired one-sided test on test data; printed, it states what it assumes.
 
     Attributes:
         metric: its name.
-        samples: number of test samples.
+        samples: number of test samples, or of documents (see `unit`).
         before: mean metric of the dense model.
         after: mean metric of the pruned model.
-        drop: mean damage, positive = worse.
+        drop: mean damage, positive = worse; infinite if a sample's metric is not finite after pruning.
         drop_error: standard error of the drop.
         tolerance: the drop that was to be ruled out; None if only a bound was asked for.
         confidence: of the statement.
@@ -44,6 +51,10 @@ class Certificate:
         method: the test.
         guarantee: "exact" and "anytime" hold at any sample size, "asymptotic" does not.
         assumptions: what must be true of the data.
+        needed: about how many samples would certify the tolerance with 80 % probability, if the true drop
+            and spread were those observed; None without a tolerance, or if no number would.
+        unit: what `samples` counts: "samples" or "documents".
+        not_finite: samples whose metric is NaN or infinite after pruning.
     """
 
     metric: str
@@ -62,30 +73,70 @@ class Certificate:
     method: str
     guarantee: Guarantee
     assumptions: str = ASSUMES
+    needed: int | None = None
+    unit: str = "samples"
+    not_finite: int = 0
 
     def sentence(self) -> str:
         """The statement in words."""
         how = "" if self.guarantee != "asymptotic" else " (asymptotic: no guarantee at this sample size)"
         # Rounded up, and the confidence in full: the sentence must not claim more than was tested.
         bound = math.ceil(self.bound * 1e4) / 1e4 if math.isfinite(self.bound) else self.bound
-        head = f"With {100 * self.confidence:g}% confidence the {self.metric} worsens by at most {bound:.4f}{how}"
-        if self.tolerance is None:
-            if self.certified:
-                return f"{head}, on {self.samples} test samples."
+        confidence = f"{100 * self.confidence:.10g}% confidence"
+        head = f"With {confidence} the {self.metric} worsens by at most {bound:.4f}{how}"
+        test = f"{self.samples} test {self.unit}"
+        if self.not_finite and not math.isfinite(self.drop):
             return (
-                f"{self.samples} test samples give no bound on the damage to {self.metric} with "
-                f"{100 * self.confidence:g}% confidence (observed damage {self.drop:.4f})."
+                f"Nothing is certified: after pruning the {self.metric} is NaN or infinite on {self.not_finite} of "
+                f"{test}, which counts as infinitely bad."
+            )
+        if self.tolerance is None and self.certified:
+            return f"{head}, on {test}."
+        if self.tolerance is None:
+            return (
+                f"{test} give no bound on the damage to {self.metric} with {confidence} "
+                f"(observed damage {self.drop:.4f})."
             )
         if self.certified:
-            return f"{head}; the tolerance of {self.tolerance:g} is certified on {self.samples} test samples."
-        return (
-            f"{head}; the tolerance of {self.tolerance:g} could NOT be certified on {self.samples} test samples "
-            f"(observed damage {self.drop:.4f})."
+            return f"{head}; the tolerance of {self.tolerance:g} is certified on {test}."
+        remedy = (
+            f"about {self.needed} {self.unit} would be needed if all were like these"
+            if self.needed is not None
+            else f"no number of {self.unit} would do if all were like these"
         )
+        return (
+            f"{head}; the tolerance of {self.tolerance:g} could NOT be certified on {test} "
+            f"(observed damage {self.drop:.4f}): {remedy}."
+        )
+
+    def __str__(self) -> str:
+        """The statement, the test, and what must be true of the data."""
+        return f"{self.sentence()}\nTest: {self.method}.\nAssumed: {self.assumptions}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A test that fits the data.
+
+    Attributes:
+        p_value: (tolerance, level) -> p-value; it may be rough as long as it lies on the right side of the level.
+        limit: largest possible drop.
+        needed: tolerance -> samples that would certify it.
+        bound: the smallest tolerance that passes, where it is known; else it is searched.
+    """
+
+    p_value: Callable[[float, float | None], float]
+    limit: float
+    needed: Callable[[float], int | None]
+    method: str
+    guarantee: Guarantee
+    lost: int | None = None
+    gained: int | None = None
+    bound: float | None = None
 
 
 def certify_paired(
@@ -96,6 +147,8 @@ def certify_paired(
     confidence: float = 0.95,
     higher_is_better: bool = True,
     bounds: tuple[float, float] | None = None,
+    clip: float | None = None,
+    documents: ArrayLike | None = None,
     metric: str = "metric",
 ) -> Certificate:
     """Test whether the metric drops by more than `tolerance`, and bound how much it drops.
@@ -105,17 +158,22 @@ def certify_paired(
 
     Args:
         before: per-sample metric of the dense model.
-        after: per-sample metric of the pruned model, same samples in the same order.
+        after: per-sample metric of the pruned model, same samples in the same order. NaN and the infinities
+            count as infinitely bad.
         tolerance: in units of the metric; in (0, 1) for a 0/1 metric, positive otherwise; None = state
             the bound only.
         confidence: in (0, 1).
         higher_is_better: direction of the metric.
         bounds: least and greatest value of one sample, if known.
+        clip: count differences beyond ±clip as ±clip, which makes any metric a bounded one. Decided before the data
+            are seen; the statement is about the clipped difference.
+        documents: one label a sample; samples with the same label depend on each other, and the mean
+            over each document is what is tested.
         metric: its name.
 
     Raises:
-        ArgumentError: tolerance, confidence or bounds out of range.
-        DataError: no samples, lengths that differ, or NaN.
+        ArgumentError: tolerance, confidence, bounds or clip out of range.
+        DataError: no samples, lengths that differ, or a dense metric that is not finite.
         MetricError: a value outside `bounds`.
 
     >>> found = certify_paired(np.ones(300), np.ones(300), tolerance=None)
@@ -123,47 +181,60 @@ def certify_paired(
     (True, True, True)
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    _check(before, after, tolerance, confidence)
-    damage = before - after if higher_is_better else after - before
-    alpha = 1 - confidence
-    lost = gained = None
-    if set(np.unique(before)) | set(np.unique(after)) <= {0.0, 1.0}:
-        lost, gained = int((damage > 0).sum()), int((damage < 0).sum())
-        p_value = _exact_test(len(damage), lost, gained, min(NUISANCE_LEVEL, alpha / 50))
-        method, guarantee = "exact paired score test with Berger-Boos correction", "exact"
-        limit = 1.0
-    elif bounds is not None:
-        limit = _range(before, after, bounds)
-        p_value = _betting_test(damage, limit, alpha)
-        method, guarantee = "betting on the paired differences (Waudby-Smith & Ramdas 2020)", "anytime"
-    else:
-        p_value, limit = _t_test(damage), math.inf
-        method, guarantee = "paired t-test", "asymptotic"
-    if tolerance is not None and tolerance >= limit:
-        raise ArgumentError(f"tolerance={tolerance} is no less than the largest possible drop, {limit:g}")
-    if math.isfinite(limit):
-        bound = smallest_certified(p_value, tolerances(limit, tolerance), limit, alpha)
-    else:
-        bound = _t_bound(damage, confidence)
-    p = None if tolerance is None else p_value(tolerance)
-    certified = bound < limit if p is None or tolerance is None else p <= alpha and bound <= tolerance
-    return Certificate(
-        metric=metric,
-        samples=len(damage),
-        before=float(before.mean()),
-        after=float(after.mean()),
-        drop=float(damage.mean()),
-        drop_error=float(damage.std(ddof=1) / math.sqrt(len(damage))) if len(damage) > 1 else math.inf,
-        tolerance=tolerance,
-        confidence=confidence,
-        p_value=p,
-        certified=certified,
-        bound=bound,
-        lost=lost,
-        gained=gained,
-        method=method,
-        guarantee=guarantee,  # type: ignore[arg-type]
+    _check(before, after, tolerance, confidence, clip)
+    finite = np.isfinite(after)
+    limit = None if bounds is None else _range(before, after[finite], bounds)
+    damage = np.where(finite, before - after if higher_is_better else after - before, np.inf)
+    assumptions, unit = ASSUMES, "samples"
+    is_binary = set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0}
+    if documents is not None:
+        damage, unit, is_binary = _means(damage, documents), "documents", False
+        assumptions = f"{ASSUMES} {DOCUMENTS}"
+    if clip is not None and not is_binary:
+        damage, limit = np.clip(damage, -clip, clip), min(clip, limit or clip)
+        assumptions += f" Differences beyond ±{clip:g} count as ±{clip:g}."
+    test = _fitting_test(damage, is_binary, limit, 1 - confidence)
+    return _certificate(
+        damage, test, tolerance, confidence, metric=metric, before=float(before.mean()), after=_mean(after),
+        assumptions=assumptions, unit=unit, not_finite=int((~finite).sum()),
+    )  # fmt: skip
+
+
+def certify_agreement(changed: ArrayLike, *, tolerance: float | None, confidence: float = 0.95) -> Certificate:
+    """Bound the share of samples on which the two models predict differently; needs no labels.
+
+    The drop in accuracy is no larger than that share, whatever the labels are.
+
+    Source: Clopper & Pearson 1934 (Biometrika 26).
+
+    Args:
+        changed: True for each sample whose prediction is another after pruning.
+        tolerance: in (0, 1); None = state the bound only.
+        confidence: in (0, 1).
+
+    Raises:
+        ArgumentError: tolerance or confidence out of range.
+        DataError: no samples.
+
+    >>> found = certify_agreement([False] * 299, tolerance=0.01)  # 0.99**299 <= 0.05 < 0.99**298
+    >>> found.certified, certify_agreement([False] * 298, tolerance=0.01).certified
+    (True, False)
+    """
+    damage = np.asarray(changed, dtype=bool).astype(np.float64)
+    _check(damage, damage, tolerance, confidence, None)
+    count, samples, alpha = int(damage.sum()), len(damage), 1 - confidence
+    test = _Test(
+        lambda tolerance, level: float(stats.binom.cdf(count, samples, tolerance)),
+        1.0,
+        lambda tolerance: share_size(tolerance, count / samples, alpha),
+        "exact binomial (Clopper-Pearson) on changed predictions",
+        "exact",
+        bound=float(stats.beta.isf(alpha, count + 1, samples - count)) if count < samples else 1.0,
     )
+    return _certificate(
+        damage, test, tolerance, confidence, metric="agreement", before=1.0, after=1 - float(damage.mean()),
+        assumptions=f"{ASSUMES} {UNCHANGED}", unit="samples", not_finite=0,
+    )  # fmt: skip
 
 
 def tolerances(limit: float, tolerance: float | None) -> list[float]:
@@ -192,143 +263,115 @@ def smallest_certified(
     return bound
 
 
-def exact_p_value(samples: int, lost: int, gained: int, tolerance: float, *, nuisance: float = NUISANCE_LEVEL) -> float:
-    """P-value of "the drop is at least `tolerance`" from paired 0/1 outcomes.
-
-    Outcomes are ordered by the score statistic with the restricted maximum-likelihood estimate; their
-    exact trinomial probability is maximised over a confidence interval of the discordance, and the
-    interval's own level is added.
-
-    Source: score statistic as in Tango 1998 (Statistics in Medicine 17); confidence-interval p-values,
-    Berger & Boos 1994 (JASA 89).
-
-    Args:
-        samples: number of pairs.
-        lost: pairs in which only the dense model is right.
-        gained: pairs in which only the pruned model is right.
-        tolerance: in (0, 1).
-        nuisance: probability that the interval of the discordance misses it; fixed before the data.
-
-    >>> exact_p_value(1000, 0, 0, 0.02) < 0.001 + 0.99**1000 < exact_p_value(100, 0, 0, 0.01)
-    True
-    """
-    observed = float(_score(np.array([lost]), np.array([gained]), samples, tolerance)[0])
-    total = lost + gained
-    low = float(stats.beta.ppf(nuisance / 2, total, samples - total + 1)) if total else 0.0
-    high = float(stats.beta.isf(nuisance / 2, total + 1, samples - total)) if total < samples else 1.0
-    # No discordance below the tolerance fits the hypothesis.
-    low, high = max(low, tolerance), max(high, tolerance)
-    first, last = _window(samples, low)[0], _window(samples, high)[1]
-    region = _region(samples, tolerance, observed, np.arange(first, last + 1))
-
-    def largest(grid: Floats) -> tuple[int, float]:
-        values = [_tail(samples, tolerance, discordance, region) for discordance in grid]
-        return int(np.argmax(values)), max(values)
-
-    grid = np.unique(np.linspace(low, high, GRID))
-    best, top = largest(grid)
-    if len(grid) > 1:
-        # The probability is smooth in the discordance: refine around the largest value.
-        top = max(top, largest(np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], GRID))[1])
-    return min(1.0, top + nuisance)
+def _certificate(
+    damage: Floats,
+    test: _Test,
+    tolerance: float | None,
+    confidence: float,
+    *,
+    metric: str,
+    before: float,
+    after: float,
+    assumptions: str,
+    unit: str,
+    not_finite: int,
+) -> Certificate:
+    alpha = 1 - confidence
+    if tolerance is not None and tolerance >= test.limit:
+        raise ArgumentError(f"tolerance={tolerance} is no less than the largest possible drop, {test.limit:g}")
+    bound = test.bound
+    if bound is None:
+        sequence = tolerances(test.limit, tolerance)
+        bound = smallest_certified(lambda t: test.p_value(t, alpha), sequence, test.limit, alpha)
+    p = None if tolerance is None else test.p_value(tolerance, None)
+    certified = bound < test.limit if p is None or tolerance is None else p <= alpha and bound <= tolerance
+    drop, drop_error = _mean(damage), math.inf
+    if math.isfinite(drop) and len(damage) > 1:
+        drop_error = float(damage.std(ddof=1) / math.sqrt(len(damage)))
+    return Certificate(
+        metric=metric, samples=len(damage), before=before, after=after, drop=drop, drop_error=drop_error,
+        tolerance=tolerance, confidence=confidence, p_value=p, certified=certified, bound=bound, lost=test.lost,
+        gained=test.gained, method=test.method, guarantee=test.guarantee, assumptions=assumptions,
+        needed=None if tolerance is None else test.needed(tolerance), unit=unit, not_finite=not_finite,
+    )  # fmt: skip
 
 
-def betting_p_value(damage: Floats, limit: float, tolerance: float, alpha: float) -> float:
-    """P-value of "the mean damage is at least `tolerance`" for damages in [-limit, limit].
-
-    Capital grows when damages are small; by Ville's inequality it exceeds 1/p with probability at most
-    p if the hypothesis holds, whatever the sample size.
-
-    Source: Waudby-Smith & Ramdas 2020, arXiv:2010.09686 (predictable plug-in bets).
-
-    Args:
-        damage: in the order in which the samples are read.
-        limit: largest possible damage.
-        tolerance: in (0, limit).
-        alpha: the bets are tuned to this level; validity does not depend on it.
-    """
-    values = (np.asarray(damage) + limit) / (2 * limit)
-    mean = (tolerance + limit) / (2 * limit)
-    count = np.arange(1, len(values) + 1)
-    running = (0.5 + np.cumsum(values)) / (count + 1)
-    spread = (0.25 + np.cumsum((values - running) ** 2)) / (count + 1)
-    before = np.concatenate([[0.25], spread[:-1]])
-    bets = np.minimum(0.75 / (1 - mean), np.sqrt(2 * np.log(1 / alpha) / (len(values) * before)))
-    growth = np.cumsum(np.log1p(-bets * (values - mean)))
-    return float(min(1.0, np.exp(-max(growth.max(), 0.0))))
+def _fitting_test(damage: Floats, is_binary: bool, limit: float | None, alpha: float) -> _Test:
+    """The strongest test that the data allow."""
+    if not np.isfinite(damage).all():
+        largest = 1.0 if is_binary else limit or math.inf
+        method = "none, for a damage that is not finite"
+        return _Test(lambda t, level: 1.0, largest, lambda t: None, method, "exact", bound=largest)
+    if is_binary:
+        return _exact_test(damage, nuisance_level(alpha), alpha)
+    if limit is not None:
+        return _betting_test(damage, limit, alpha)
+    return _t_test(damage, alpha)
 
 
-def _exact_test(samples: int, lost: int, gained: int, nuisance: float) -> Callable[[float], float]:
-    return lambda tolerance: exact_p_value(samples, lost, gained, tolerance, nuisance=nuisance)
+def _exact_test(damage: Floats, nuisance: float, alpha: float) -> _Test:
+    samples, lost, gained = len(damage), int((damage > 0).sum()), int((damage < 0).sum())
+    return _Test(
+        lambda t, level: exact_p_value(samples, lost, gained, t, nuisance=nuisance, enough=level),
+        1.0,
+        lambda t: sample_size(
+            t, discordance=(lost + gained) / samples, drop=(lost - gained) / samples, confidence=1 - alpha
+        ),
+        "exact paired score test with Berger-Boos correction",
+        "exact",
+        lost,
+        gained,
+    )
 
 
-def _betting_test(damage: Floats, limit: float, alpha: float) -> Callable[[float], float]:
-    return lambda tolerance: betting_p_value(damage, limit, tolerance, alpha)
+def _betting_test(damage: Floats, limit: float, alpha: float) -> _Test:
+    # Bets are made one after the other. An order of its own, drawn before the data, keeps a file that is sorted
+    # (by class, say) from looking like a stream that changes.
+    shuffled = np.random.default_rng(ORDER_SEED).permutation(damage)
+    variance = float(damage.var())
+    return _Test(
+        lambda t, level: betting_p_value(shuffled, limit, t, alpha),
+        limit,
+        lambda t: mean_size(t - float(damage.mean()), variance, alpha, betting=True),
+        "betting on the paired differences (Waudby-Smith & Ramdas 2020)",
+        "anytime",
+    )
 
 
-def _t_test(damage: Floats) -> Callable[[float], float]:
-    if len(damage) < 2:
-        return lambda tolerance: 1.0
-    error = float(damage.std(ddof=1)) / math.sqrt(len(damage))
+def _t_test(damage: Floats, alpha: float) -> _Test:
+    samples, mean = len(damage), float(damage.mean())
+    spread = float(damage.std(ddof=1)) if samples > 1 else math.inf
+    error = spread / math.sqrt(samples)
 
-    def p_value(tolerance: float) -> float:
+    def p_value(tolerance: float, level: float | None) -> float:
         if error == 0:
-            return 0.0 if damage.mean() < tolerance else 1.0
-        return float(stats.t.cdf((damage.mean() - tolerance) / error, len(damage) - 1))
+            return 0.0 if mean < tolerance else 1.0
+        return float(stats.t.cdf((mean - tolerance) / error, samples - 1)) if samples > 1 else 1.0
 
-    return p_value
-
-
-def _t_bound(damage: Floats, confidence: float) -> float:
-    """Upper end of the one-sided t interval, not below 0; infinite for a single sample."""
-    if len(damage) < 2:
-        return math.inf
-    error = float(damage.std(ddof=1)) / math.sqrt(len(damage))
-    return max(0.0, float(damage.mean() + stats.t.ppf(confidence, len(damage) - 1) * error))
-
-
-def _score(lost: Floats | NDArray[np.int64], gained: Floats | NDArray[np.int64], n: int, eps: float) -> Floats:
-    """Score statistic at a drop of `eps`; small values speak for a smaller drop."""
-    total = lost + gained
-    s = total * (1 + eps) - 2 * gained * eps - 2 * n * eps
-    q = (s + np.sqrt(s.astype(float) ** 2 + 8 * n * gained * eps * (1 - eps))) / (4 * n)
-    return np.asarray((lost - gained - n * eps) / np.sqrt(n * (2 * np.maximum(q, 0.0) + eps - eps**2)))
+    return _Test(
+        p_value,
+        math.inf,
+        lambda t: mean_size(t - mean, spread**2, alpha, betting=False),
+        "paired t-test",
+        "asymptotic",
+        # The upper end of the one-sided interval, not below 0.
+        bound=max(0.0, mean + float(stats.t.isf(alpha, samples - 1)) * error) if samples > 1 else math.inf,
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class _Region:
-    """Outcomes at least as extreme as the observed: for `total` discordant pairs, `lost` up to `most_lost`."""
-
-    total: NDArray[np.int64]
-    most_lost: NDArray[np.int64]
-
-
-def _window(n: int, discordance: float) -> tuple[int, int]:
-    """Numbers of discordant pairs that hold all but a negligible part of the probability."""
-    spread = 8 * math.sqrt(n * discordance * (1 - discordance)) + 30
-    return max(0, int(n * discordance - spread)), min(n, int(n * discordance + spread))
+def _means(damage: Floats, documents: ArrayLike) -> Floats:
+    """Mean damage of each document, in the order in which they first occur."""
+    labels = np.asarray(documents)
+    if labels.shape != damage.shape:
+        raise DataError(f"documents has shape {labels.shape}; needed one label for each of the {len(damage)} samples")
+    _, first, member = np.unique(labels, return_index=True, return_inverse=True)
+    means = np.bincount(member, damage) / np.bincount(member)
+    return np.asarray(means[np.argsort(first)])
 
 
-def _region(n: int, eps: float, observed: float, total: NDArray[np.int64]) -> _Region:
-    low, high = np.full(len(total), -1), total.copy()
-    # The score rises with `lost` at a fixed number of discordant pairs, so bisection finds the edge.
-    while (low < high).any():
-        middle = (low + high + 1) // 2
-        inside = _score(middle, total - middle, n, eps) <= observed + 1e-12
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle - 1)
-    return _Region(total, low)
-
-
-def _tail(n: int, eps: float, discordance: float, region: _Region) -> float:
-    """Exact probability of the region at a drop of `eps` and the given discordance."""
-    first, last = _window(n, discordance)
-    near = (region.total >= first) & (region.total <= last)
-    total = region.total[near]
-    share = min((discordance + eps) / (2 * discordance), 1.0)
-    weights = stats.binom.pmf(total, n, discordance)
-    inside = stats.binom.cdf(region.most_lost[near], total, share)
-    # What lies outside the window counts as inside the region: never too small a p-value.
-    return float((weights * inside).sum() + max(0.0, 1 - float(weights.sum())))
+def _mean(values: Floats) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(values.mean())
 
 
 def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
@@ -336,23 +379,28 @@ def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ArgumentError(f"bounds={bounds} must be two finite numbers, the least value first")
-    seen = min(before.min(), after.min()), max(before.max(), after.max())
-    if seen[0] < low or seen[1] > high:
+    seen = np.concatenate([before, after])
+    if seen.min() < low or seen.max() > high:
         raise MetricError(
-            f"the test metric runs from {seen[0]:g} to {seen[1]:g}, outside bounds={bounds}: correct the bounds, "
+            f"the test metric runs from {seen.min():g} to {seen.max():g}, outside bounds={bounds}: correct the bounds, "
             "or pass None for a test without a guarantee"
         )
     return float(high - low)
 
 
-def _check(before: Floats, after: Floats, tolerance: float | None, confidence: float) -> None:
+def _check(before: Floats, after: Floats, tolerance: float | None, confidence: float, clip: float | None) -> None:
     if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
         raise DataError(
             f"certify needs one value a sample from both models; got shapes {before.shape} and {after.shape}"
         )
-    if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        raise DataError("the test metric holds NaN or infinity; a certificate cannot be given")
+    if not np.isfinite(before).all():
+        raise DataError(
+            "the dense model's test metric holds NaN or infinity, so nothing can be compared with it; drop those "
+            "samples before anything is measured"
+        )
     if tolerance is not None and not tolerance > 0:
         raise ArgumentError(f"tolerance={tolerance} must be positive")
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence={confidence} must lie strictly between 0 and 1")
+    if clip is not None and not 0 < clip < math.inf:
+        raise ArgumentError(f"clip={clip} must be a positive finite number, in units of the metric")

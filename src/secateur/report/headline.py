@@ -93,7 +93,10 @@ def _certified_price(certificate: CertificateData, verb: str, *, share: bool) ->
     bound = f"with {confidence} confidence {name} {verb} by at most {amount_text(certificate.bound, share)}{doubt}"
     if certificate.certified or certificate.tolerance is None:
         return f"; {bound}"
-    return f"; {bound}, more than the tolerance of {amount_text(certificate.tolerance, share)}"
+    needed = (
+        "" if certificate.needed is None else f" (about {certificate.needed} test {certificate.unit} would be needed)"
+    )
+    return f"; {bound}, more than the tolerance of {amount_text(certificate.tolerance, share)}{needed}"
 
 
 def _cost_card(row: CostRow) -> Card:

@@ -93,6 +93,9 @@ class CertificateData(Part):
         method: the test.
         guarantee: "exact", "anytime" or "asymptotic".
         assumptions: what must be true of the data.
+        needed: about how many samples would certify the tolerance; None = no tolerance, or no number would.
+        unit: what `samples` counts.
+        not_finite: samples whose metric is not finite after pruning.
     """
 
     sentence: str
@@ -111,6 +114,9 @@ class CertificateData(Part):
     method: str
     guarantee: str
     assumptions: str
+    needed: int | None = None
+    unit: str = "samples"
+    not_finite: int = 0
 
 
 class CurveData(Part):
