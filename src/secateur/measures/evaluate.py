@@ -1,6 +1,7 @@
 """Run a model over a data set, and keep one value of metric and loss for each sample."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,19 +32,34 @@ def evaluate(
         MetricError: the metric or loss gives values of another length.
         NumericalError: NaN or infinity, with `finite`.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     metrics, losses = [], []
     with in_eval_mode(model), torch.no_grad():
         for batch in data:
             moved = to_device(batch, device)
-            outputs = model(*moved.args, **moved.kwargs)
-            size = batch.size
-            metrics.append(per_sample(metric.function, outputs, moved.targets, size, f"metric {metric.name!r}"))
-            losses.append(per_sample(loss, outputs, moved.targets, size, "the loss"))
-    found = Evaluation(_array(metrics), _array(losses))
+            values = sample_values(model(*moved.args, **moved.kwargs), moved, metric=metric, loss=loss)
+            metrics.append(values.metric)
+            losses.append(values.loss)
+    found = Evaluation(np.concatenate(metrics), np.concatenate(losses))
     if finite:
         _check_finite(found, metric)
     return found
+
+
+def sample_values(outputs: Any, batch: Batch, *, metric: Metric, loss: PerSample) -> Evaluation:
+    """Metric and loss of each sample of a batch, from what the model gave for it.
+
+    Raises:
+        MetricError: the metric or loss gives values of another length.
+    """
+    values = per_sample(metric.function, outputs, batch.targets, batch.size, f"metric {metric.name!r}")
+    losses = per_sample(loss, outputs, batch.targets, batch.size, "the loss")
+    return Evaluation(_array(values), _array(losses))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def check_decomposable(model: nn.Module, data: Batches, *, metric: Metric, found: Evaluation) -> None:
@@ -55,7 +71,7 @@ def check_decomposable(model: nn.Module, data: Batches, *, metric: Metric, found
     if metric.whole is None:
         return
     metric.whole.reset()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with in_eval_mode(model), torch.no_grad():
         for batch in (to_device(batch, device) for batch in data):
             metric.whole.update(logits(model(*batch.args, **batch.kwargs)), batch.targets)
@@ -76,8 +92,8 @@ def damage(before: Floats, after: Floats, sign: int) -> Floats:
     return np.where(np.isfinite(after), sign * (before - after), np.inf)
 
 
-def _array(values: list[torch.Tensor]) -> Floats:
-    return torch.cat([v.detach().double().cpu() for v in values]).numpy()
+def _array(values: torch.Tensor) -> Floats:
+    return values.detach().double().cpu().numpy()
 
 
 def _check_finite(found: Evaluation, metric: Metric) -> None:

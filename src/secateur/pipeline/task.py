@@ -14,7 +14,7 @@ from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
 from secateur.pipeline.scope import Scope
 from secateur.progress import Progress
-from secateur.sensitivity.scan import PointStore
+from secateur.sensitivity.measure import PointStore
 from secateur.training.loop import Retraining
 from secateur.types import Budget, Evaluation, Floats, Group
 

@@ -3,18 +3,20 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.data import Batch, Batches
-from secateur.errors import ArgumentError
+from secateur.data import Batch, Batches, to_device
+from secateur.errors import ArgumentError, SurgeryError
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, named_state
-from secateur.measures.evaluate import damage, evaluate
+from secateur.measures.evaluate import damage, device_of, evaluate, sample_values
 from secateur.measures.metrics import Metric, PerSample
+from secateur.sensitivity.replay import Change, Replay
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, Scores, plan_widths
@@ -34,6 +36,9 @@ class Probe:
         loss: per-sample loss.
         baseline: what damage is measured against.
         program: of the model that `model` is a copy of; groups that are not exact are cut out of it.
+        replay: runs what comes after the first operator that a change reaches; None if the program cannot be run
+            so, and the whole model is run for each point.
+        why: there is no replay; else empty.
     """
 
     model: nn.Module
@@ -44,6 +49,27 @@ class Probe:
     loss: PerSample
     baseline: Evaluation
     program: Program | None = None
+    replay: Replay | None = None
+    why: str = "no program was given"
+
+    def damages(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation]]:
+        """What the model gives on a batch with each of `plans`, as (position in `plans`, values).
+
+        Args:
+            plans: each by itself; of exact groups, which masking serves.
+            batch: on any device, of a kind that the replay does not refuse.
+        """
+        assert self.replay is not None
+        moved = to_device(batch, device_of(self.model))
+        for number, outputs in self.replay.outputs(moved, [self.change(plan) for plan in plans]):
+            with torch.no_grad():
+                values = sample_values(outputs, moved, metric=self.metric, loss=self.loss)
+            yield number, values
+
+    def change(self, plan: Plan) -> Change:
+        """What masking by `plan` changes."""
+        masked = [s for group in self.groups if group.name in plan.keep for s in group.slices if s.masked]
+        return Change({s.parameter for s in masked}, partial(masked_tensors, self.model, self.groups, plan))
 
     def damage(self, widths: Mapping[str, int], samples: NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
         """Metric and loss damage of each sample when each named group keeps `widths[name]` a row.
@@ -53,7 +79,12 @@ class Probe:
             samples: positions in the validation data, ascending; None = all.
         """
         plan = plan_widths(self.groups, self.scores, widths)
-        batches = self.data if samples is None else chosen(self.data, samples)
+        return self.damage_on(plan, self.data if samples is None else chosen(self.data, samples), samples)
+
+    def damage_on(
+        self, plan: Plan, batches: Iterable[Batch], samples: NDArray[np.int64] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Metric and loss damage by `plan`, of `batches` that hold these samples; by the whole model."""
         with self._without(plan) as model:
             after = evaluate(model, batches, metric=self.metric, loss=self.loss, finite=False)
         where = slice(None) if samples is None else samples
@@ -90,8 +121,16 @@ def probe(
     baseline: Evaluation,
     program: Program | None = None,
 ) -> Probe:
-    """A probe on a private copy of `model`; `program` is needed where groups are not exact."""
-    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline, program)
+    """A probe on a private copy of `model`; `program` is needed where groups are not exact, and for replay."""
+    replay, why = (None, "no program was given") if program is None else _replay(program)
+    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline, program, replay, why)
+
+
+def _replay(program: Program) -> tuple[Replay | None, str]:
+    try:
+        return Replay.of(program), ""
+    except SurgeryError as error:
+        return None, str(error)
 
 
 @contextlib.contextmanager

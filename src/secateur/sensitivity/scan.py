@@ -1,8 +1,8 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,21 +15,13 @@ from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.progress import NoProgress, Progress
+from secateur.sensitivity.measure import Point, PointStore, make_point, measure
 from secateur.sensitivity.probe import Probe, probe
-from secateur.surgery.plan import Scores, kept_width, top_units
-from secateur.types import Curve, Evaluation, Floats, Group
+from secateur.sensitivity.stages import as_it_comes
+from secateur.surgery.plan import Scores, kept_width
+from secateur.types import Curve, Group
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-class PointStore(Protocol):
-    """Where measured points are kept, so that a killed scan resumes."""
-
-    def get(self, key: str) -> Mapping[str, Floats] | None:
-        """The arrays under `key`; None if there are none."""
-
-    def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
-        """Keep `arrays` under `key`."""
 
 
 def scan(
@@ -90,16 +82,13 @@ def measure_curves(
     """The curves of every group of a probe."""
     levels = {group.name: _widths(group, sparsities) for group in prober.groups}
     context = context_key(prober) if store is not None else ""
-    curves = {}
-    total = sum(len(widths) - 1 for widths in levels.values())
+    points = [
+        make_point(prober, group, width, context, store) for group in prober.groups for width in levels[group.name][1:]
+    ]
+    total = len(points) * len(prober.baseline.metric)
     with (progress or NoProgress()).stage("sensitivity", total) as advance:
-        for group in prober.groups:
-            points = [_zero(prober.baseline)]
-            for width in levels[group.name][1:]:
-                points.append(_point(prober, group, width, store, context))
-                advance(1, group.name)
-            curves[group.name] = _curve(group, levels[group.name], points)
-    return curves
+        measure(prober, points, as_it_comes(prober.data), store=store, advance=advance)
+    return {group.name: _curve(prober, group, points) for group in prober.groups}
 
 
 def context_key(prober: Probe) -> str:
@@ -127,29 +116,14 @@ def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(widths, reverse=True))
 
 
-def _point(prober: Probe, group: Group, width: int, store: PointStore | None, context: str) -> tuple[Floats, Floats]:
-    kept = top_units(group, prober.scores, width)
-    how = "" if group.exact else "|cut"
-    key = hashlib.sha256(f"{context}|{group.name}|{kept.tolist()}{how}".encode()).hexdigest()
-    known = store.get(key) if store is not None else None
-    if known is not None:
-        return known["damage"], known["loss_damage"]
-    metric_damage, loss_damage = prober.damage({group.name: width})
-    if store is not None:
-        arrays = {"damage": metric_damage, "loss_damage": loss_damage}
-        store.put(key, arrays, f"{group.name} keeps {width} of {group.width}")
-    return metric_damage, loss_damage
-
-
-def _zero(baseline: Evaluation) -> tuple[Floats, Floats]:
-    return np.zeros_like(baseline.metric), np.zeros_like(baseline.loss)
-
-
-def _curve(group: Group, widths: tuple[int, ...], points: list[tuple[Floats, Floats]]) -> Curve:
+def _curve(prober: Probe, group: Group, points: Sequence[Point]) -> Curve:
+    own = [point for point in points if point.group is group]
+    widths = (group.width, *(point.width for point in own))
+    nothing = np.zeros_like(prober.baseline.metric)
     return Curve(
         group=group.name,
         widths=widths,
         sparsities=tuple(1 - width / group.width for width in widths),
-        damage=np.stack([p[0] for p in points]),
-        loss_damage=np.stack([p[1] for p in points]),
+        damage=np.stack([nothing, *(point.damage for point in own)]),
+        loss_damage=np.stack([nothing, *(point.loss_damage for point in own)]),
     )
