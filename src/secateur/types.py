@@ -132,7 +132,8 @@ class Curve:
         group: name of the group.
         widths: units kept in each row, strictly decreasing; the first is the whole row.
         sparsities: fraction of units removed at each level, ascending; the first is 0.
-        damage: float64 (levels, samples): metric lost on each sample; positive = worse.
+        damage: float64 (levels, samples): metric lost on each sample; positive = worse. NaN where a level
+            stopped before the sample was drawn.
         loss_damage: float64 (levels, samples): loss gained on each sample; positive = worse.
     """
 
@@ -142,14 +143,34 @@ class Curve:
     damage: Floats
     loss_damage: Floats
 
+    def seen(self) -> NDArray[np.int64]:
+        """Samples measured at each level, int64 (levels,)."""
+        return np.asarray((~np.isnan(self.damage)).sum(axis=1))
+
     def mean(self) -> Floats:
-        """Mean metric damage at each level, float64 (levels,)."""
-        return np.asarray(self.damage.mean(axis=1))
+        """Mean metric damage at each level over the samples measured there, float64 (levels,)."""
+        return _means(self.damage)
+
+    def mean_loss(self) -> Floats:
+        """Mean loss damage at each level over the samples measured there, float64 (levels,)."""
+        return _means(self.loss_damage)
 
     def standard_error(self) -> Floats:
         """Standard error of the mean metric damage at each level, float64 (levels,)."""
-        samples = self.damage.shape[1]
-        return np.asarray(self.damage.std(axis=1, ddof=1) / np.sqrt(samples))
+        seen = self.seen()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            away = self.damage - _means(self.damage)[:, None]
+            return np.asarray(np.sqrt(_sums(away**2) / (seen - 1) / seen))
+
+
+def _sums(values: Floats) -> Floats:
+    return np.asarray(np.where(np.isnan(values), 0.0, values).sum(axis=1))
+
+
+def _means(values: Floats) -> Floats:
+    """Over what is known of each row; NaN where nothing is."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(_sums(values) / (~np.isnan(values)).sum(axis=1))
 
 
 Curves = Mapping[str, Curve]

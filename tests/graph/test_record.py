@@ -423,3 +423,10 @@ def test_looking_for_weights_that_are_not_finite_copies_none() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         check_finite_weights(model)
     assert sum(max(event.self_cpu_memory_usage, 0) for event in found.events()) < 1000
+
+
+@pytest.mark.parametrize("cut", [slice(None, 2), slice(None, None, 2)])
+def test_a_view_of_a_larger_tensor_is_exported_as_any_other_input(cut: slice) -> None:
+    x = torch.randn(4, 3)
+    program = trace(torch.nn.Linear(3, 2), (x[cut],))
+    assert not program.recorded and program.args[0]._base is x

@@ -55,7 +55,7 @@ def monotone_damage(curve: Curve, objective: Objective = "loss") -> Floats:
     >>> monotone_damage(curve).tolist()
     [0.0, 1.5, 1.5]
     """
-    values = (curve.loss_damage if objective == "loss" else curve.damage).mean(axis=1)
+    values = curve.mean_loss() if objective == "loss" else curve.mean()
     # A network that breaks down gives infinity: worse than anything finite, and finite to add up.
     finite = values[np.isfinite(values)]
     values = np.where(np.isfinite(values), values, 10 * max(1.0, float(finite.max(initial=0.0))))

@@ -117,7 +117,7 @@ def cross_validate(
                 if key not in known:
                     known[key] = _measured(joint, found.widths, held)
                 damage[row, held] = known[key]
-                predicted[row, number] = sum(part[n].damage[level].mean() for n, level in found.levels.items())
+                predicted[row, number] = sum(part[n].mean()[level] for n, level in found.levels.items())
             if progress is not None:
                 progress(number * len(ordered) + row + 1, total)
     kept = damage[met]

@@ -112,7 +112,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
                 torch.fx.traceback.preserve_node_meta(),
                 recorder,
             ):
-                captured, recorded = _capture(called, args, kwargs, recorder)
+                captured, recorded = _capture(called, *pytree.tree_map(_apart, (args, kwargs)), recorder)
         finally:
             hook.remove()
     # What only a shape was read off must not bind types.
@@ -227,6 +227,14 @@ def _walk(model: fx.GraphModule) -> Callable[..., Any]:
         return codegen.process_outputs(found)
 
     return forward
+
+
+def _apart(leaf: Any) -> Any:
+    """A tensor that is a view, as one that is none: export reads the sizes of what it is a view of too."""
+    if not isinstance(leaf, Tensor) or leaf._base is None or leaf.requires_grad or leaf.layout != torch.strided:
+        return leaf
+    whole = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+    return whole.set_(leaf.untyped_storage(), leaf.storage_offset(), leaf.shape, leaf.stride())
 
 
 def input_nodes(

@@ -34,6 +34,7 @@ from secateur.report.schema import (
     ThresholdData,
     WidthRow,
 )
+from secateur.sensitivity.result import changes_nothing
 from secateur.storage.saved_model import attribute_changes
 from secateur.surgery.plan import Plan
 from secateur.types import Budget, Curves, Group, Note, Rewrite
@@ -221,7 +222,7 @@ def curve_data(curves: Curves, groups: Iterable[Group], plan: Plan | None = None
             sparsities=[round(s, 6) for s in curve.sparsities],
             damage=[finite(v) for v in curve.mean()],
             standard_error=[finite(v) for v in curve.standard_error()],
-            loss_damage=[finite(v) for v in curve.loss_damage.mean(axis=1)],
+            loss_damage=[finite(v) for v in curve.mean_loss()],
             chosen_sparsity=plan.sparsity(name) if plan is not None and name in plan.keep else None,
         )
         for name, curve in curves.items()
@@ -310,7 +311,7 @@ def _warnings(story: Story) -> list[str]:
             f"{', '.join(story.unfit)}: reached in training mode only, and left as before; in that mode the pruned "
             "model may not run. Take them out of it before you train it."
         )
-    suspicious = [name for name, curve in story.curves.items() if not curve.loss_damage.any()]
+    suspicious = [name for name, curve in story.curves.items() if changes_nothing(curve)]
     if suspicious:
         found.append(
             f"Silencing units of {', '.join(suspicious[:5])} changed nothing at all at any sparsity: "

@@ -80,6 +80,16 @@ class Tally:
     replayed: int = 0
     why: str = ""
 
+    def __add__(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(
+            self.measured + other.measured,
+            self.stored + other.stored,
+            self.stopped + other.stopped,
+            self.replayed + other.replayed,
+            self.why or other.why,
+        )
+
 
 def make_point(prober: Probe, group: Group, width: int, context: str, store: PointStore | None) -> Point:
     """A point with the samples that the store has."""

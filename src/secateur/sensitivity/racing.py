@@ -40,6 +40,7 @@ class Racing:
         on: the damage that is compared with the boundaries.
         clip: damages beyond `clip` on either side count as `clip`; None: as they are.
         stage: samples between two looks.
+        bisect: only the last sparsity within each boundary is looked for, by halving; else all are measured.
         seed: of the order of the samples.
         memory_bytes: greatest size of the samples held at once; None: a quarter of the free memory. With less
             than the data needs, its source is read more than once.
@@ -53,6 +54,7 @@ class Racing:
     on: Literal["metric", "loss"] = "metric"
     clip: float | None = None
     stage: int = 250
+    bisect: bool = False
     seed: int = 0
     memory_bytes: int | None = None
 

@@ -1,7 +1,7 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from secateur.errors import ArgumentError
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
-from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.measure import Point, PointStore, make_point, measure
+from secateur.progress import Advance, NoProgress, Progress
+from secateur.sensitivity.bisection import bisect as halve
+from secateur.sensitivity.measure import Point, PointStore, Tally, make_point, measure
 from secateur.sensitivity.probe import Probe, probe
-from secateur.sensitivity.stages import as_it_comes
+from secateur.sensitivity.racing import Racing, Side, side
+from secateur.sensitivity.result import Scan
+from secateur.sensitivity.stages import Samples, as_it_comes, drawn, quarter_of_free_memory
 from secateur.surgery.plan import Scores, kept_width
-from secateur.types import Curve, Group
+from secateur.types import Curve, Floats, Group
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -35,12 +38,14 @@ def scan(
     higher_is_better: bool | None = None,
     sparsities: Sequence[float] = SPARSITIES,
     batch_fn: BatchFn | None = None,
+    racing: Racing | None = None,
     store: PointStore | None = None,
     progress: Progress | None = None,
-) -> dict[str, Curve]:
+) -> Scan:
     """Measure every group alone at every sparsity, paired with the whole model sample by sample.
 
     Units are silenced, which is what cutting them does. Where a group is not exact, it is cut for each point.
+    Only what comes after a group's first consumer is run for it; see `replay`.
 
     Args:
         program: from `trace`; its model is not changed.
@@ -52,11 +57,13 @@ def scan(
         higher_is_better: direction of a metric that is a function.
         sparsities: fractions of units removed, in (0, 1); a branch, which has one unit, is measured without it.
         batch_fn: takes apart batches of an unusual shape.
+        racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
+            With its `bisect`, curves have the levels that were measured on the way.
         store: measured points are looked up and kept here.
         progress: shown while running.
 
     Returns:
-        Group name -> curve; its first level is the whole group, with no damage.
+        Curves by group; the first level of each is the whole group, with no damage. It prints as a table.
 
     Raises:
         ArgumentError: a sparsity outside (0, 1).
@@ -69,26 +76,108 @@ def scan(
     prober = probe(
         program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program
     )
-    return measure_curves(prober, sparsities=sparsities, store=store, progress=progress)
+    return measure_curves(
+        prober,
+        sparsities=sparsities,
+        racing=racing,
+        store=store,
+        progress=progress,
+    )
 
 
 def measure_curves(
     prober: Probe,
     *,
     sparsities: Sequence[float] = SPARSITIES,
+    racing: Racing | None = None,
     store: PointStore | None = None,
     progress: Progress | None = None,
-) -> dict[str, Curve]:
-    """The curves of every group of a probe."""
-    levels = {group.name: _widths(group, sparsities) for group in prober.groups}
+) -> Scan:
+    """The curves of every group of a probe; see `scan`."""
     context = context_key(prober) if store is not None else ""
-    points = [
-        make_point(prober, group, width, context, store) for group in prober.groups for width in levels[group.name][1:]
-    ]
-    total = len(points) * len(prober.baseline.metric)
-    with (progress or NoProgress()).stage("sensitivity", total) as advance:
-        measure(prober, points, as_it_comes(prober.data), store=store, advance=advance)
-    return {group.name: _curve(prober, group, points) for group in prober.groups}
+    levels = {
+        group.name: [make_point(prober, group, width, context, store) for width in _widths(group, sparsities)[1:]]
+        for group in prober.groups
+    }
+    most = max(map(len, levels.values()), default=0)
+    bisect = racing is not None and racing.bisect
+    count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
+    with (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric)) as advance:
+        if racing is not None and racing.bisect:
+            tally = _bisected(prober, levels, racing, store, advance)
+        else:
+            points = [point for own in levels.values() for point in own]
+            tally = _measured(prober, points, racing, racing.boundaries if racing else (), store, advance)
+    return Scan(
+        {group.name: _curve(prober, group, levels[group.name]) for group in prober.groups},
+        metric=prober.metric.name,
+        tally=tally,
+        racing=racing,
+    )
+
+
+def _measured(
+    prober: Probe,
+    points: Sequence[Point],
+    racing: Racing | None,
+    boundaries: Sequence[float],
+    store: PointStore | None,
+    advance: Advance,
+) -> Tally:
+    if racing is None:
+        return measure(prober, points, as_it_comes(prober.data), store=store, advance=advance)
+    order = racing.order(len(prober.baseline.metric))
+    memory = quarter_of_free_memory() if racing.memory_bytes is None else racing.memory_bytes
+    stages = drawn(prober.data, order, racing.stage, memory)
+
+    def stopped(point: Point) -> bool:
+        return all(_side(prober, point, racing, order, boundary) is not None for boundary in boundaries)
+
+    return measure(prober, points, stages, store=store, stopped=stopped, advance=advance)
+
+
+def _bisected(
+    prober: Probe,
+    levels: Mapping[str, Sequence[Point]],
+    racing: Racing,
+    store: PointStore | None,
+    advance: Advance,
+) -> Tally:
+    order = racing.order(len(prober.baseline.metric))
+    total = Tally()
+    for boundary in racing.boundaries:
+
+        def within(asked: Sequence[tuple[str, int]], boundary: float = boundary) -> list[bool]:
+            nonlocal total
+            points = [levels[name][level - 1] for name, level in asked]
+            total += _measured(prober, points, racing, (boundary,), store, advance)
+            return [_is_within(prober, point, racing, order, boundary) for point in points]
+
+        halve({name: len(own) for name, own in levels.items()}, within)
+    return total
+
+
+def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> Side | None:
+    values, bounds = _drawn_values(prober, point, racing, order)
+    return side(values, boundary, len(order), bounds=bounds, error=racing.error) if len(values) else None
+
+
+def _is_within(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> bool:
+    found = _side(prober, point, racing, order, boundary)
+    return found == "below" or (found is None and _drawn_values(prober, point, racing, order)[0].mean() <= boundary)
+
+
+def _drawn_values(
+    prober: Probe, point: Point, racing: Racing, order: Samples
+) -> tuple[Floats, tuple[float, float] | None]:
+    """The damages in the order in which they were drawn, and their least and greatest possible value."""
+    values = (point.damage if racing.on == "metric" else point.loss_damage)[order]
+    unknown = np.isnan(values)
+    values = values[: int(np.argmax(unknown))] if unknown.any() else values
+    if racing.clip is not None:
+        return values.clip(-racing.clip, racing.clip), (-racing.clip, racing.clip)
+    bounds = prober.metric.bounds if racing.on == "metric" else None
+    return values, None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
 
 
 def context_key(prober: Probe) -> str:
@@ -117,7 +206,7 @@ def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
 
 
 def _curve(prober: Probe, group: Group, points: Sequence[Point]) -> Curve:
-    own = [point for point in points if point.group is group]
+    own = [point for point in points if not np.isnan(point.damage).all()]
     widths = (group.width, *(point.width for point in own))
     nothing = np.zeros_like(prober.baseline.metric)
     return Curve(
