@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
     from secateur.repairs.repair import Repaired, repair
+    from secateur.sensitivity.racing import Racing
+    from secateur.sensitivity.result import Scan
     from secateur.sensitivity.scan import scan
     from secateur.sparsity.allocate import ERK, OWL, Global, Measured, Sparsity, Uniform, sparsity_plan
     from secateur.sparsity.hold import hold, release
@@ -109,6 +111,7 @@ _HOMES = {
     "PlanError": "secateur.errors:PlanError",
     "Program": "secateur.graph.trace:Program",
     "RIA": "secateur.criteria.energy:RIA",
+    "Racing": "secateur.sensitivity.racing:Racing",
     "Random": "secateur.criteria.chance:Random",
     "RecipeError": "secateur.errors:RecipeError",
     "Repaired": "secateur.repairs.repair:Repaired",
@@ -116,6 +119,7 @@ _HOMES = {
     "Retraining": "secateur.training.loop:Retraining",
     "SNIP": "secateur.criteria.gradients:SNIP",
     "SavedModelError": "secateur.errors:SavedModelError",
+    "Scan": "secateur.sensitivity.result:Scan",
     "Schedule": "secateur.training.schedules:Schedule",
     "SecateurError": "secateur.errors:SecateurError",
     "SecondOrderTaylor": "secateur.criteria.gradients:SecondOrderTaylor",
@@ -205,12 +209,14 @@ __all__ = [
     "Plan",
     "PlanError",
     "Program",
+    "Racing",
     "Random",
     "RecipeError",
     "Repaired",
     "Result",
     "Retraining",
     "SavedModelError",
+    "Scan",
     "Schedule",
     "SecateurError",
     "SecondOrderTaylor",

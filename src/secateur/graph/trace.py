@@ -112,7 +112,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | N
                 torch.fx.traceback.preserve_node_meta(),
                 recorder,
             ):
-                captured, recorded = _capture(called, *pytree.tree_map(_apart, (args, kwargs)), recorder)
+                whole_args, whole_kwargs = pytree.tree_map(_apart, (args, kwargs))
+                captured, recorded = _capture(called, whole_args, whole_kwargs, recorder)
         finally:
             hook.remove()
     # What only a shape was read off must not bind types.
