@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from secateur.graph.trace import Program, trace
     from secateur.measures.cost import measure
     from secateur.measures.metrics import Metric
+    from secateur.pipeline.certification import Certification, SequenceCertification
+    from secateur.pipeline.certify import certify, certify_sequence
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
@@ -78,6 +80,7 @@ _HOMES = {
     "Budget": "secateur.types:Budget",
     "BudgetError": "secateur.errors:BudgetError",
     "Certificate": "secateur.allocation.certificate:Certificate",
+    "Certification": "secateur.pipeline.certification:Certification",
     "Cost": "secateur.types:Cost",
     "Criterion": "secateur.criteria.criterion:Criterion",
     "Curve": "secateur.types:Curve",
@@ -123,6 +126,7 @@ _HOMES = {
     "Schedule": "secateur.training.schedules:Schedule",
     "SecateurError": "secateur.errors:SecateurError",
     "SecondOrderTaylor": "secateur.criteria.gradients:SecondOrderTaylor",
+    "SequenceCertification": "secateur.pipeline.certification:SequenceCertification",
     "SparseGPT": "secateur.sparsity.sparsegpt:SparseGPT",
     "Sparsified": "secateur.sparsity.sparsify:Sparsified",
     "Sparsity": "secateur.sparsity.allocate:Sparsity",
@@ -138,8 +142,10 @@ _HOMES = {
     "Wanda": "secateur.criteria.energy:Wanda",
     "WandaGroup": "secateur.criteria.energy:WandaGroup",
     "allocate": "secateur.allocation.knapsack:allocate",
+    "certify": "secateur.pipeline.certify:certify",
     "certify_agreement": "secateur.allocation.certificate:certify_agreement",
     "certify_paired": "secateur.allocation.certificate:certify_paired",
+    "certify_sequence": "secateur.pipeline.certify:certify_sequence",
     "collect": "secateur.criteria.collect:collect",
     "cut": "secateur.surgery.cut:cut",
     "find_fixed": "secateur.graph.groups:find_fixed",
@@ -185,6 +191,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Certificate",
+    "Certification",
     "Cost",
     "Criterion",
     "Curve",
@@ -220,6 +227,7 @@ __all__ = [
     "Schedule",
     "SecateurError",
     "SecondOrderTaylor",
+    "SequenceCertification",
     "SparseGPT",
     "Sparsified",
     "Sparsity",
@@ -235,8 +243,10 @@ __all__ = [
     "Wanda",
     "WandaGroup",
     "allocate",
+    "certify",
     "certify_agreement",
     "certify_paired",
+    "certify_sequence",
     "collect",
     "cut",
     "find_fixed",

@@ -49,8 +49,8 @@ def exact_p_value(
     """
     observed = float(score_statistic(np.array([lost]), np.array([gained]), samples, tolerance)[0])
     total = lost + gained
-    low = float(stats.beta.ppf(nuisance / 2, total, samples - total + 1)) if total else 0.0
-    high = float(stats.beta.isf(nuisance / 2, total + 1, samples - total)) if total < samples else 1.0
+    low = float(special.betaincinv(total, samples - total + 1, nuisance / 2)) if total else 0.0
+    high = float(special.betainccinv(total + 1, samples - total, nuisance / 2)) if total < samples else 1.0
     # No discordance below the tolerance fits the hypothesis.
     low, high = max(low, tolerance), max(high, tolerance)
     first, last = _window(samples, low)[0], _window(samples, high)[1]

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from secateur.allocation.certificate import Certificate, certify_paired
+from secateur.allocation.certificate import Certificate
 from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
 from secateur.criteria.magnitude import Magnitude
-from secateur.data import Batches, BatchFn, as_batches
+from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError, SurgeryError
 from secateur.graph.costs import cost_model
@@ -23,6 +23,7 @@ from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
+from secateur.pipeline.certify import certify
 from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
@@ -291,19 +292,11 @@ def _certify(
 ) -> Certificate | None:
     if test is None:
         return None
-    data: Batches = as_batches(test, "test", batch_fn)
-    loss = resolve_loss(task.loss)
-    before = evaluate(task.model, data, metric=task.metric, loss=loss)
-    after = evaluate(small, data, metric=task.metric, loss=loss)
-    return certify_paired(
-        before.metric,
-        after.metric,
-        tolerance=tolerance,
-        confidence=confidence,
-        higher_is_better=task.metric.higher_is_better,
-        bounds=task.metric.bounds,
-        metric=task.metric.name,
-    )
+    found = certify(
+        task.model, small, as_batches(test, "test", batch_fn), metric=task.metric, tolerance=tolerance,
+        confidence=confidence, run_dir=task.run_dir,
+    )  # fmt: skip
+    return found.parts[0]
 
 
 def _check_arguments(

@@ -1,0 +1,109 @@
+"""What two models give for the same samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateur.data import Batch, Batches, to_device
+from secateur.errors import ArgumentError, DataError
+from secateur.graph.trace import in_eval_mode
+from secateur.measures.metrics import Metric, per_sample
+from secateur.measures.outputs import logits
+from secateur.types import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Paired:
+    """What both models give for each sample.
+
+    Attributes:
+        metrics: name -> (dense, pruned).
+        changed: whether the prediction is another; empty unless agreement is asked for.
+        classes: the sample's target; empty unless the slices are the classes.
+        samples: how many there are.
+    """
+
+    metrics: Mapping[str, tuple[Floats, Floats]]
+    changed: NDArray[np.bool_]
+    classes: NDArray[Any]
+    samples: int
+
+
+def paired_values(
+    before: nn.Module, after: nn.Module, data: Batches, metrics: Sequence[Metric], *, agreement: bool, classes: bool
+) -> Paired:
+    """Run both models on the same batches, in eval mode without gradients.
+
+    Args:
+        before: the dense model.
+        after: the pruned model.
+        data: batches; moved to each model's device.
+        metrics: per-sample metrics, of different names.
+        agreement: compare predictions too, by argmax over the last dimension (by sign, if it has one element).
+        classes: keep the targets as the samples' classes.
+
+    Raises:
+        DataError: there are no targets, and they are needed.
+        ArgumentError: the classes are wanted, and the targets are not one class a sample.
+        MetricError: a metric gives values of another shape.
+    """
+    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {m.name: ([], []) for m in metrics}
+    changed: list[Tensor] = []
+    labels: list[Tensor] = []
+    samples = 0
+    # Batch by batch, both models: their samples are the same even if the source shuffles or augments.
+    with in_eval_mode(before), in_eval_mode(after), torch.no_grad():
+        for batch in data:
+            samples += batch.size
+            outputs = [model(*moved.args, **moved.kwargs) for model, moved in _each(before, after, batch)]
+            if batch.targets is None and (metrics or classes):
+                raise DataError(
+                    'the test data hold no targets: pass them, or certify metric="agreement", which needs none'
+                )
+            for m in metrics:
+                for kept, output in zip(found[m.name], outputs, strict=True):
+                    targets = _beside(batch.targets, output)
+                    values = per_sample(m.function, output, targets, batch.size, f"metric {m.name!r}")
+                    kept.append(values.detach().double().cpu())
+            if agreement:
+                changed.append(_changed(outputs[0], outputs[1], batch.size))
+            if classes:
+                labels.append(_class_of(batch.targets, batch.size))
+    return Paired(
+        {name: (torch.cat(old).numpy(), torch.cat(new).numpy()) for name, (old, new) in found.items()},
+        torch.cat(changed).numpy() if changed else np.zeros(0, dtype=bool),
+        torch.cat(labels).numpy() if labels else np.zeros(0),
+        samples,
+    )
+
+
+def _each(before: nn.Module, after: nn.Module, batch: Batch) -> list[tuple[nn.Module, Batch]]:
+    models = (before, after)
+    return [(m, to_device(batch, next((p.device for p in m.parameters()), torch.device("cpu")))) for m in models]
+
+
+def _beside(targets: Any, outputs: Any) -> Any:
+    """The targets on the device of the outputs."""
+    device = next((leaf.device for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)), None)
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and device else leaf, targets)
+
+
+def _changed(before: Any, after: Any, size: int) -> Tensor:
+    """Samples with another prediction anywhere, or with scores that are not finite."""
+    old, new = (logits(outputs).detach().cpu() for outputs in (before, after))
+    single = old.ndim == 1 or old.shape[-1] == 1
+    differs = (old > 0) != (new > 0) if single else (old.argmax(-1) != new.argmax(-1)).unsqueeze(-1)
+    found: Tensor = differs.reshape(size, -1).any(1) | ~new.isfinite().reshape(size, -1).all(1)
+    return found
+
+
+def _class_of(targets: Any, size: int) -> Tensor:
+    if not isinstance(targets, Tensor) or targets.shape != (size,):
+        raise ArgumentError('slices="targets" needs one class a sample; pass one label a sample instead')
+    return targets.detach().cpu()
