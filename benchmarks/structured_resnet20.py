@@ -1,0 +1,92 @@
+"""Channels of ResNet-20 removed without training: each criterion with each repair, and torch-pruning.
+
+python benchmarks/structured_resnet20.py --data DIR --weights FILE --torch-pruning DIR --out FILE
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning_resnet20
+from cifar10 import CALIBRATION_IMAGES, Images, calibration_images, is_right, read_cifar10, trained_resnet20
+from oneshot import CRITERIA, REPAIRS, Setting
+from recalibration import recalibrate
+from recording import paired, save_report
+from torch import Tensor, nn
+
+
+def run(
+    model: nn.Module, train: Images, part: Images, options: argparse.Namespace, peer: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Accuracy lost on `part` in points, after each seed."""
+    before = 100 * is_right(model, part)
+    after: dict[tuple[str, str, str], list[Tensor]] = {}
+
+    def note(fraction: float, row: str, column: str, small: nn.Module) -> None:
+        found = after.setdefault((f"{fraction:.0%}", row, column), [])
+        found.append(100 * is_right(small, part))
+        print(seed, fraction, row, column, round((before - found[-1]).mean().item(), 2), flush=True)
+
+    for done, seed in enumerate(options.seeds, start=1):
+        calibration = calibration_images(train, seed)
+        inputs = [x for x, _ in calibration]
+        setting = Setting(model, calibration, options.criteria, lambda group: ".conv1" in group.name, seed)
+        for fraction in options.fractions:
+            for criterion in options.criteria:
+                plan = setting.plan(criterion, fraction)
+                small = setting.cut(plan)
+                for name in options.columns:
+                    note(fraction, criterion, name, REPAIRS[name](setting, plan, copy.deepcopy(small)))
+            for criterion in peer:
+                small = torch_pruning_resnet20.pruned(model, calibration, criterion, fraction)
+                note(fraction, f"torch-pruning: {criterion}", "BN", recalibrate(small, inputs))
+        table: dict[str, Any] = {}
+        for (share, row, column), values in after.items():
+            table.setdefault(share, {}).setdefault(row, {})[column] = paired(before, values, 2)
+        yield {
+            "calibration_seeds": options.seeds[:done],
+            "dense_accuracy": round(before.mean().item(), 2),
+            "points_lost": table,
+        }
+
+
+def main() -> None:
+    """Measure on the test half, or, to choose a setting, on the validation half."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--torch-pruning", help="folder that holds torch-pruning 1.6.1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--criteria", nargs="*", choices=list(CRITERIA), default=list(CRITERIA))
+    parser.add_argument("--columns", nargs="+", choices=list(REPAIRS), default=list(REPAIRS))
+    parser.add_argument("--peer-criteria", nargs="+", help="of torch-pruning's criteria, these alone")
+    parser.add_argument("--images", type=int, default=5000, help="of the part, the first so many")
+    parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    peer: Sequence[str] = ()
+    if options.torch_pruning:
+        sys.path.insert(0, options.torch_pruning)
+        peer = options.peer_criteria or list(torch_pruning_resnet20.scorers())
+    x, y = read_cifar10(options.data, options.part)
+    part = x[: options.images], y[: options.images]
+    protocol = {
+        "part": options.part,
+        "images": options.images,
+        "calibration_images": CALIBRATION_IMAGES,
+        "removed": "the same fraction of the inner channels of all nine blocks, no training",
+        "unit": "points of accuracy lost, paired with the dense network; mean over seeds",
+    }
+    model = trained_resnet20(options.weights)
+    for result in run(model, read_cifar10(options.data, "train"), part, options, peer):
+        save_report(options.out, {"protocol": protocol, **result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""torch-pruning 1.6.1 on the inner channels of ResNet-20, at given widths, by each of its criteria."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cifar10 import Images
+from torch import nn
+from torch.nn import functional
+
+Scorer = Callable[[nn.Module, list[Images]], Any]
+
+
+def pruned(model: nn.Module, calibration: list[Images], criterion: str, fraction: float) -> nn.Module:
+    """A copy without `fraction` of the inner channels of each block."""
+    import torch_pruning as tp
+
+    model = copy.deepcopy(model).eval()
+    importance = scorers()[criterion](model, calibration)
+    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=calibration[0][0][:1])
+    chosen = []
+    for block in inner_blocks(model):
+        everything = list(range(block.conv1.out_channels))
+        group = dependencies.get_pruning_group(block.conv1, tp.prune_conv_out_channels, idxs=everything)
+        scores = importance(group)
+        chosen.append((block, scores.argsort()[: round(fraction * len(everything))].tolist()))
+    for block, removed in chosen:
+        dependencies.get_pruning_group(block.conv1, tp.prune_conv_out_channels, idxs=removed).prune()
+    model.zero_grad()
+    return model
+
+
+def inner_blocks(model: nn.Module) -> list[Any]:
+    """The nine blocks."""
+    return [module for module in model.modules() if hasattr(module, "conv1") and module is not model]
+
+
+def scorers() -> dict[str, Scorer]:
+    """Its criteria, prepared as their documentation says; gradients are those of the labelled calibration images."""
+    from torch_pruning.pruner import importance as of
+
+    return {
+        "L1 of the filter": lambda *_: of.GroupMagnitudeImportance(p=1, group_reduction="first", normalizer=None),
+        "L1": lambda *_: of.GroupMagnitudeImportance(p=1),
+        "L2": lambda *_: of.GroupMagnitudeImportance(p=2),
+        "BN scale": lambda *_: of.BNScaleImportance(),
+        "LAMP": lambda *_: of.LAMPImportance(),
+        "FPGM": lambda *_: of.FPGMImportance(),
+        "Taylor": lambda m, data: _with_gradients(m, data, of.GroupTaylorImportance()),
+        "Hessian": _hessian,
+        "OBDC": _obdc,
+        "activation": _activation,
+    }
+
+
+def _with_gradients(model: nn.Module, data: list[Images], importance: Any) -> Any:
+    model.zero_grad()
+    for x, y in data:
+        functional.cross_entropy(model(x), y).backward()
+    return importance
+
+
+def _hessian(model: nn.Module, data: list[Images]) -> Any:
+    from torch_pruning.pruner.importance import GroupHessianImportance
+
+    importance = GroupHessianImportance()
+    for x, y in data:
+        for row in range(len(x)):
+            model.zero_grad()
+            functional.cross_entropy(model(x[row : row + 1]), y[row : row + 1]).backward()
+            importance.accumulate_grad(model)
+    return importance
+
+
+def _obdc(model: nn.Module, data: list[Images]) -> Any:
+    """As its pruner prepares it: Fisher information by labels that the model's own output draws."""
+    from torch_pruning.pruner.importance import OBDCImportance
+
+    importance = OBDCImportance(num_classes=10)
+    generator = torch.Generator().manual_seed(0)
+    handles = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in [module for block in inner_blocks(model) for module in (block.conv1, block.conv2)]:
+            importance.modules.append(layer)
+            handles.append(layer.register_forward_pre_hook(importance._save_input))
+            handles.append(layer.register_full_backward_hook(importance._save_grad_output))
+        for x, _ in data:
+            model.zero_grad()
+            outputs = model(x)
+            drawn = torch.multinomial(outputs.detach().softmax(1), 1, generator=generator).squeeze(1)
+            functional.cross_entropy(outputs, drawn).backward()
+            importance.step()
+    for handle in handles:
+        handle.remove()
+    return importance
+
+
+def _activation(model: nn.Module, data: list[Images]) -> Any:
+    from torch_pruning.pruner.importance import ActivationImportance
+
+    importance = ActivationImportance()
+    inputs = torch.cat([x for x, _ in data])
+    with importance.compute_importance(model), torch.no_grad():
+        model(inputs)
+    return importance
