@@ -19,7 +19,7 @@ from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
 from secateur.cli.recipe import load_recipe
 from secateur.zoo.digits import digits_cnn
 
-COMMANDS = ("demo", "inspect", "scan", "prune", "report")
+COMMANDS = ("demo", "inspect", "scan", "prune", "certify", "report")
 
 
 @pytest.fixture
@@ -214,3 +214,26 @@ def test_what_may_go_is_said_in_the_recipe(capsys, monkeypatch: pytest.MonkeyPat
     job.run_recipe(loaded, load_data(loaded.data, ()), (), recipe.parent)
     names = ("branches", "fallback", "multiple_of", "minimum", "inexact", "ignore", "split_stacks")
     assert [given[name] for name in names] == [True, "graph", {"*": 2}, 2, ("expert", "head"), ("blocks.1",), True]
+
+
+def test_certify_states_its_assumptions_and_spends_the_test_data_once(capsys, recipe: Path, tmp_path: Path) -> None:
+    import secateur as sc
+
+    torch.manual_seed(0)
+    dense = digits_cnn(4).eval()
+    program = sc.trace(dense, (torch.zeros(2, 1, 8, 8),))
+    groups = sc.find_groups(program)
+    scores = sc.score(groups, sc.collect(dense, groups, [], needs=sc.Magnitude().needs), sc.Magnitude())
+    for sparsity in (0.25, 0.5):
+        chosen = sc.plan(groups, scores, sparsity=sparsity)
+        sc.save(sc.cut(dense, chosen, program=program), tmp_path / f"{sparsity}", original=dense, plan=chosen)
+    one = ("certify", recipe, "--pruned", tmp_path / "0.25", "--out", tmp_path / "run")
+    assert code(*one) == 0
+    first = capsys.readouterr().out
+    assert "the tolerance of 0.02" in first and "Assumed: The test samples are exchangeable" in first
+    assert code(*one) == 0 and capsys.readouterr().out == first
+    assert code("certify", recipe, "--pruned", tmp_path / "0.5", "--out", tmp_path / "run") == 6
+    assert "used before" in capsys.readouterr().err
+    both = ("--pruned", tmp_path / "0.25", "--pruned", tmp_path / "0.5", "--tolerance", 0.9)
+    assert code("certify", recipe, *both, "--out", tmp_path / "two") == 0
+    assert "Candidate 2 is the last that passed (all passed)" in capsys.readouterr().out

@@ -125,6 +125,33 @@ def prune(
 
 
 @app.command(epilog=EPILOG)
+def certify(
+    recipe: RecipePath,
+    pruned: Annotated[
+        list[Path],
+        typer.Option(
+            help="Directory of a saved pruned model; several, mild to aggressive: the last that passes ships."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory, where the use of the test data is written down.")],
+    tolerance: Annotated[
+        float, typer.Option(help="Damage to rule out, in units of the metric; 0 = the recipe's.")
+    ] = 0.0,
+    confidence: Annotated[float, typer.Option(help="Of all statements made on these test data.")] = 0.95,
+    spend: Annotated[float, typer.Option(help="Part of 1 - confidence that this test spends; 0 = all.")] = 0.0,
+    set_: Overrides = None,
+    allow_import: Allowed = None,
+    threads: Threads = 0,
+) -> None:
+    """Certify on the recipe's test data what saved models lose against the dense one."""
+    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
+    from secateur.cli.certify import certified
+
+    wanted = tolerance or loaded.tolerance
+    typer.echo(certified(loaded, splits, allowed, pruned, out, wanted, confidence=confidence, spend=spend or None))
+
+
+@app.command(epilog=EPILOG)
 def report(run: Annotated[Path, typer.Argument(help="A run directory, or its report.json.")]) -> None:
     """Render the report of a run again, and print its tables."""
     from pydantic import ValidationError
