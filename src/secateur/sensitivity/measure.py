@@ -54,6 +54,11 @@ class Point:
     damage: Floats
     loss_damage: Floats
 
+    @property
+    def label(self) -> str:
+        """For people who look into a store."""
+        return f"{self.group.name} keeps {self.width} of {self.group.width}"
+
     def missing(self, samples: Samples) -> bool:
         """Whether some of `samples` are not measured."""
         return bool(np.isnan(self.damage[samples]).any())
@@ -167,8 +172,7 @@ def _is_done(point: Point, stopped: Stopped) -> bool:
 
 def _keep(store: PointStore, due: Sequence[Point], changed: dict[int, Point]) -> None:
     for point in due:
-        label = f"{point.group.name} keeps {point.width} of {point.group.width}"
-        store.put(point.key, {"damage": point.damage, "loss_damage": point.loss_damage}, label)
+        store.put(point.key, {"damage": point.damage, "loss_damage": point.loss_damage}, point.label)
         del changed[id(point)]
 
 

@@ -1,7 +1,9 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,21 @@ from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.progress import Advance, NoProgress, Progress
 from secateur.sensitivity.bisection import bisect as halve
-from secateur.sensitivity.measure import Point, PointStore, Tally, make_point, measure
+from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.probe import Probe, probe
-from secateur.sensitivity.racing import Racing, Side, side
+from secateur.sensitivity.processes import Workers
+from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan
-from secateur.sensitivity.stages import Samples, as_it_comes, drawn, quarter_of_free_memory
+from secateur.sensitivity.run import is_within, run_points
 from secateur.surgery.plan import Scores, kept_width
-from secateur.types import Curve, Floats, Group
+from secateur.types import Curve, Group
+
+Run = Callable[[Sequence[Point], Sequence[float]], Tally]
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def scan(
+def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     program: Program,
     groups: Sequence[Group],
     scores: Scores,
@@ -39,6 +44,7 @@ def scan(
     sparsities: Sequence[float] = SPARSITIES,
     batch_fn: BatchFn | None = None,
     racing: Racing | None = None,
+    workers: int = 1,
     store: PointStore | None = None,
     progress: Progress | None = None,
 ) -> Scan:
@@ -59,6 +65,8 @@ def scan(
         batch_fn: takes apart batches of an unusual shape.
         racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
             With its `bisect`, curves have the levels that were measured on the way.
+        workers: processes that measure; each has a copy of the model and the data, traces it anew and computes with
+            one thread. A script that asks for more than one needs `if __name__ == "__main__":`.
         store: measured points are looked up and kept here.
         progress: shown while running.
 
@@ -66,7 +74,7 @@ def scan(
         Curves by group; the first level of each is the whole group, with no damage. It prints as a table.
 
     Raises:
-        ArgumentError: a sparsity outside (0, 1).
+        ArgumentError: a sparsity outside (0, 1), or something that cannot be sent to other processes.
         NumericalError: metric or loss of the whole model is not finite.
     """
     data = as_batches(validation, "validation", batch_fn)
@@ -80,6 +88,7 @@ def scan(
         prober,
         sparsities=sparsities,
         racing=racing,
+        workers=workers,
         store=store,
         progress=progress,
     )
@@ -90,10 +99,13 @@ def measure_curves(
     *,
     sparsities: Sequence[float] = SPARSITIES,
     racing: Racing | None = None,
+    workers: int = 1,
     store: PointStore | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
+    if workers < 1:
+        raise ArgumentError(f"workers={workers} must be at least 1")
     context = context_key(prober) if store is not None else ""
     levels = {
         group.name: [make_point(prober, group, width, context, store) for width in _widths(group, sparsities)[1:]]
@@ -102,12 +114,20 @@ def measure_curves(
     most = max(map(len, levels.values()), default=0)
     bisect = racing is not None and racing.bisect
     count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
-    with (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric)) as advance:
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(
+            (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric))
+        )
+        run = (
+            partial(_here, prober, racing, store, advance)
+            if workers == 1
+            else partial(stack.enter_context(Workers.start(prober, workers)).run, racing, store, advance)
+        )
         if racing is not None and racing.bisect:
-            tally = _bisected(prober, levels, racing, store, advance)
+            tally = _bisected(prober, levels, racing, run)
         else:
             points = [point for own in levels.values() for point in own]
-            tally = _measured(prober, points, racing, racing.boundaries if racing else (), store, advance)
+            tally = run(points, racing.boundaries if racing else ())
     return Scan(
         {group.name: _curve(prober, group, levels[group.name]) for group in prober.groups},
         metric=prober.metric.name,
@@ -116,68 +136,29 @@ def measure_curves(
     )
 
 
-def _measured(
+def _here(
     prober: Probe,
-    points: Sequence[Point],
     racing: Racing | None,
+    store: PointStore | None,
+    advance: Advance,
+    points: Sequence[Point],
     boundaries: Sequence[float],
-    store: PointStore | None,
-    advance: Advance,
 ) -> Tally:
-    if racing is None:
-        return measure(prober, points, as_it_comes(prober.data), store=store, advance=advance)
-    order = racing.order(len(prober.baseline.metric))
-    memory = quarter_of_free_memory() if racing.memory_bytes is None else racing.memory_bytes
-    stages = drawn(prober.data, order, racing.stage, memory)
-
-    def stopped(point: Point) -> bool:
-        return all(_side(prober, point, racing, order, boundary) is not None for boundary in boundaries)
-
-    return measure(prober, points, stages, store=store, stopped=stopped, advance=advance)
+    return run_points(prober, points, racing, boundaries, store, advance)
 
 
-def _bisected(
-    prober: Probe,
-    levels: Mapping[str, Sequence[Point]],
-    racing: Racing,
-    store: PointStore | None,
-    advance: Advance,
-) -> Tally:
-    order = racing.order(len(prober.baseline.metric))
+def _bisected(prober: Probe, levels: Mapping[str, Sequence[Point]], racing: Racing, run: Run) -> Tally:
     total = Tally()
     for boundary in racing.boundaries:
 
         def within(asked: Sequence[tuple[str, int]], boundary: float = boundary) -> list[bool]:
             nonlocal total
             points = [levels[name][level - 1] for name, level in asked]
-            total += _measured(prober, points, racing, (boundary,), store, advance)
-            return [_is_within(prober, point, racing, order, boundary) for point in points]
+            total += run(points, (boundary,))
+            return [is_within(prober, point, racing, boundary) for point in points]
 
         halve({name: len(own) for name, own in levels.items()}, within)
     return total
-
-
-def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> Side | None:
-    values, bounds = _drawn_values(prober, point, racing, order)
-    return side(values, boundary, len(order), bounds=bounds, error=racing.error) if len(values) else None
-
-
-def _is_within(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> bool:
-    found = _side(prober, point, racing, order, boundary)
-    return found == "below" or (found is None and _drawn_values(prober, point, racing, order)[0].mean() <= boundary)
-
-
-def _drawn_values(
-    prober: Probe, point: Point, racing: Racing, order: Samples
-) -> tuple[Floats, tuple[float, float] | None]:
-    """The damages in the order in which they were drawn, and their least and greatest possible value."""
-    values = (point.damage if racing.on == "metric" else point.loss_damage)[order]
-    unknown = np.isnan(values)
-    values = values[: int(np.argmax(unknown))] if unknown.any() else values
-    if racing.clip is not None:
-        return values.clip(-racing.clip, racing.clip), (-racing.clip, racing.clip)
-    bounds = prober.metric.bounds if racing.on == "metric" else None
-    return values, None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
 
 
 def context_key(prober: Probe) -> str:
