@@ -239,6 +239,7 @@ def test_prune_scan_inspect_and_report_on_the_bundled_digits(
     assert "accuracy lost" in printed("scan", str(recipe), "--out", str(tmp_path / "scan"))
     out = str(tmp_path / "run")
     first = printed("prune", str(recipe), "--out", out)
+    assert "Assumed: The test samples are exchangeable" in " ".join(first.split())
     assert "MACs" in first and (tmp_path / "run" / "pruned" / "manifest.json").exists()
     # Run again, it resumes and says the same (timings aside).
     again = printed("prune", str(recipe), "--out", out)

@@ -239,5 +239,6 @@ def _show(data: "ReportData") -> None:
         typer.echo(to_text(control_table(data)))
     if data.certificate is not None:
         typer.echo(to_text(Text(data.certificate.sentence)).rstrip())
+        typer.echo(to_text(Text(f"Assumed: {data.certificate.assumptions}")).rstrip())
     for warning in data.warnings:
         typer.echo(to_text(Text(f"note: {warning}")).rstrip())
