@@ -40,6 +40,7 @@ def test_after_two_positional_arguments_all_are_by_keyword() -> None:
         "allocate": 3,
         "certify": 3,
         "certify_sequence": 3,
+        "refine": 4,
     }
     for name in secateur.__all__:
         found = getattr(secateur, name)

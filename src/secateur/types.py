@@ -1,9 +1,9 @@
 """The values that pass between the floors: frozen, small, and without behaviour of their own."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,14 +95,44 @@ class Group:
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds on the cost, each a fraction in (0, 1] of the cost of the model given.
+    """Upper bounds on the cost, all of which must hold; None bounds nothing.
 
-    >>> Budget(macs=0.5)
-    Budget(macs=0.5, params=None)
+    Attributes:
+        macs: multiply-adds, a fraction in (0, 1] of those of the model given.
+        params: parameters, a fraction.
+        memory: bytes of parameters and buffers, a fraction.
+        latency: time of a call on this device, a fraction; needs measured latencies.
+        latency_s: time of a call in seconds; likewise.
+
+    >>> Budget(macs=0.5).fractions()
+    {'macs': 0.5}
     """
 
     macs: float | None = None
     params: float | None = None
+    memory: float | None = None
+    latency: float | None = None
+    latency_s: float | None = None
+
+    def fractions(self) -> dict[str, float]:
+        """What is bounded by a fraction, by name."""
+        every = {"macs": self.macs, "params": self.params, "memory": self.memory, "latency": self.latency}
+        return {name: bound for name, bound in every.items() if bound is not None}
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """A cost that is a sum of parts, each of which depends on few groups."""
+
+    def __call__(self, widths: Mapping[str, int], /) -> float:
+        """The cost when each named group keeps so many units in a row, and every other group all."""
+
+    def parts(self, levels: Mapping[str, Sequence[int]], /) -> Sequence[tuple[tuple[str, ...], Floats]]:
+        """Tables over the levels of a few groups each, whose sum is nowhere below the cost.
+
+        Args:
+            levels: group -> the widths to choose from.
+        """
 
 
 @dataclass(frozen=True)
@@ -191,15 +221,28 @@ class Allocation:
         levels: index into each group's curve.
         widths: units kept in a row of each group.
         damage: predicted: the sum of the single damages at the chosen points.
-        cost: predicted, in the unit of the budget.
+        costs: predicted, by name ("cost" for a function): multiply-adds, elements, bytes or seconds.
         status: whether the budget is met.
+        bound: no choice of curve points within the budget has less predicted damage than this; 0 where nothing
+            better is known.
     """
 
     levels: Mapping[str, int]
     widths: Mapping[str, int]
     damage: float
-    cost: float
+    costs: Mapping[str, float]
     status: Status = Status.FOUND
+    bound: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """The predicted cost; of several, that which the budget names first."""
+        return next(iter(self.costs.values()))
+
+    @property
+    def gap(self) -> float:
+        """Fraction of the predicted damage that a better allocation could spare at most."""
+        return 0.0 if self.damage <= self.bound else 1 - self.bound / self.damage
 
 
 @dataclass(frozen=True)

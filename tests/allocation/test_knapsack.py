@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from secateur.allocation.allocate import allocate
 from secateur.allocation.knapsack import (
     _fill,
     _row,
-    allocate,
     monotone_damage,
     multiple_choice_knapsack,
     uniform_allocation,
@@ -60,7 +60,7 @@ def test_coupled_costs_stay_within_the_budget_and_near_the_optimum(losses: list[
     curves = {name: curve(name, [0, *np.cumsum(own)], [8, 6, 4, 2]) for name, own in zip(names, losses, strict=True)}
     cost = chain_cost(names, 3)
     budget = share * cost({})
-    found = allocate(curves, budget, cost)
+    found = allocate(curves, cost, budget)
     options = [dict(zip(names, o, strict=True)) for o in itertools.product(range(4), repeat=3)]
     fits = [o for o in options if cost({n: curves[n].widths[k] for n, k in o.items()}) <= budget]
     if not fits:
@@ -77,13 +77,13 @@ def test_coupled_costs_stay_within_the_budget_and_near_the_optimum(losses: list[
 def test_a_free_budget_removes_nothing() -> None:
     curves = {"a": curve("a", [0, 1, 2], [8, 4, 2]), "b": curve("b", [0, 1, 2], [8, 4, 2])}
     cost = chain_cost(["a", "b"], 3)
-    assert dict(allocate(curves, cost({}), cost).widths) == {"a": 8, "b": 8}
+    assert dict(allocate(curves, cost, cost({})).widths) == {"a": 8, "b": 8}
 
 
 def test_the_robust_group_goes_first() -> None:
     curves = {"a": curve("a", [0, 0.01, 0.02], [8, 4, 2]), "b": curve("b", [0, 5, 9], [8, 4, 2])}
     cost = chain_cost(["a", "b"], 3)
-    found = allocate(curves, 0.6 * cost({}), cost)
+    found = allocate(curves, cost, 0.6 * cost({}))
     assert found.widths["a"] < 8 and found.widths["b"] == 8
 
 
@@ -147,7 +147,7 @@ def test_sixty_groups_ask_for_few_costs_and_leave_no_removal_that_could_be_undon
         return float(sum(a * b for a, b in itertools.pairwise(row)))
 
     dense = cost(dict.fromkeys(names, 64))
-    found = allocate(curves, 0.5 * dense, cost)
+    found = allocate(curves, cost, 0.5 * dense)
     assert len(calls) < 2_000
     assert found.cost <= 0.5 * dense
     for name, level in found.levels.items():
@@ -172,7 +172,7 @@ def test_costs_in_steps_are_allocated_as_well_as_straight_ones() -> None:
         fits = [o for o in options if cost({n: kept[k] for n, k in o.items()}) <= budget]
         if fits:
             best = min(sum(monotone_damage(curves[n])[k] for n, k in o.items()) for o in fits)
-            assert allocate(curves, budget, cost).damage <= 1.01 * best + 1e-9
+            assert allocate(curves, cost, budget).damage <= 1.01 * best + 1e-9
 
 
 def test_filling_up_asks_the_true_cost_where_the_extrapolated_one_is_too_low() -> None:
@@ -207,7 +207,7 @@ def test_branches_and_what_lies_in_them_stay_within_the_budget_and_near_the_opti
         costs = np.array([cost({n: curves[n].widths[k] for n, k in zip(names, o, strict=True)}) for o in options])
         damages = np.array([sum(curves[n].loss_damage[k, 0] for n, k in zip(names, o, strict=True)) for o in options])
         for share in (0.8, 0.5, 0.3):
-            found = allocate(curves, share * costs[0], cost)
+            found = allocate(curves, cost, share * costs[0])
             assert found.status is Status.FOUND and cost(found.widths) <= share * costs[0]
             best = damages[costs <= share * costs[0]].min()
             gaps.append((found.damage - best) / max(best, 1e-9))

@@ -1,4 +1,4 @@
-"""Allocation: which sparsity each group takes so that the cost fits and the predicted damage is least."""
+"""Knapsacks: least damage under a cost that is known only by its values, and the same density for all."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from secateur.errors import ArgumentError, BudgetError
-from secateur.types import Allocation, Curve, Curves, Floats, Status
+from secateur.types import Curve, Curves, Floats
 
 CostFunction = Callable[[Mapping[str, int]], float]
-Objective = Literal["loss", "metric"]
+Of = Literal["loss", "metric"]
+Levels = dict[str, int]
 BUCKETS = 2_000
 PASSES = 8
 
 
-def allocate(curves: Curves, budget: float, cost: CostFunction, *, objective: Objective = "loss") -> Allocation:
-    """Choose a level for every group: least sum of single damages with a cost of at most `budget`.
+def search_knapsack(curves: Curves, damages: Mapping[str, Floats], budget: float, cost: CostFunction) -> Levels | None:
+    """Levels with little total damage under a cost of which nothing is known but its value; None if none fits.
 
     The cost of neighbours multiplies (inputs times outputs), so a separable knapsack is solved on costs
     taken around the present choice, again and again, and its nominal budget is bisected until the true
@@ -29,33 +30,29 @@ def allocate(curves: Curves, budget: float, cost: CostFunction, *, objective: Ob
     arXiv:2201.13096), with costs rounded up.
 
     Args:
-        curves: damage of every group alone.
+        curves: whose widths are to be chosen from.
+        damages: of each level of each group.
         budget: bound on `cost`, in its unit.
         cost: widths (units kept in a row of each group) -> cost; must not fall when a width grows.
-        objective: which damage of the curves to sum.
-
-    Returns:
-        The allocation; with status INFEASIBLE, that of the smallest widths, when none fits.
     """
     cost = remembered(cost)
-    damages = {name: monotone_damage(curve, objective) for name, curve in curves.items()}
     narrowest = {name: len(curve.widths) - 1 for name, curve in curves.items()}
     if cost(_widths(curves, narrowest)) > budget:
-        return _allocation(curves, narrowest, damages, cost, Status.INFEASIBLE)
+        return None
     best = narrowest
     for start in (dict.fromkeys(curves, 0), narrowest):
         best = _better(_search(curves, damages, budget, cost, start), best, damages)
-    return _allocation(curves, _fill(curves, damages, budget, cost, best), damages, cost, Status.FOUND)
+    return _fill(curves, damages, budget, cost, best)
 
 
-def monotone_damage(curve: Curve, objective: Objective = "loss") -> Floats:
+def monotone_damage(curve: Curve, of: Of = "loss") -> Floats:
     """Mean damage at each level, made to rise with sparsity and to start at 0.
 
     >>> curve = Curve("a", (3, 2, 1), (0, 1/3, 2/3), np.zeros((3, 2)), np.array([[0., 0.], [2., 2.], [1., 1.]]))
     >>> monotone_damage(curve).tolist()
     [0.0, 1.5, 1.5]
     """
-    values = curve.mean_loss() if objective == "loss" else curve.mean()
+    values = curve.mean_loss() if of == "loss" else curve.mean()
     # A network that breaks down gives infinity: worse than anything finite, and finite to add up.
     finite = values[np.isfinite(values)]
     values = np.where(np.isfinite(values), values, 10 * max(1.0, float(finite.max(initial=0.0))))
@@ -199,9 +196,6 @@ def _trace_back(at: int, picks: list[NDArray[np.int64]], slots: list[NDArray[np.
     return chosen[::-1]
 
 
-Levels = dict[str, int]
-
-
 def _widths(curves: Curves, levels: Levels) -> dict[str, int]:
     return {name: curves[name].widths[level] for name, level in levels.items()}
 
@@ -306,10 +300,3 @@ def _undoings(
             more = step * (widths[lower] - widths[level]) / (widths[level - 1] - widths[level])
             found.append(((damage[level] - damage[lower]) / max(more, 1e-12), -lower, more, name))
     return [(more, name, -negative) for _, negative, more, name in sorted(found, reverse=True)]
-
-
-def _allocation(
-    curves: Curves, levels: Levels, damages: Mapping[str, Floats], cost: CostFunction, status: Status
-) -> Allocation:
-    widths = _widths(curves, levels)
-    return Allocation(dict(levels), widths, _total(levels, damages), float(cost(widths)), status)

@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from secateur.allocation.knapsack import CostFunction, Objective, allocate, remembered
+from secateur.allocation.allocate import allocate
+from secateur.allocation.limits import Costs, fraction_of
+from secateur.allocation.objectives import Objective
 from secateur.errors import ArgumentError, MetricError
-from secateur.types import Curve, Curves, Floats, Status
+from secateur.types import Budget, Curve, Curves, Floats, Status
 
 Samples = NDArray[np.int64]
 Joint = Callable[[Mapping[str, int], Samples], Floats]
@@ -23,12 +26,14 @@ class BudgetCurve:
         mean: mean joint damage at each budget.
         standard_error: of the mean.
         predicted: sum of single damages at each budget, mean over folds.
+        samples: float64 (budgets, samples): joint damage of each sample; None if it was not kept.
     """
 
     budgets: tuple[float, ...]
     mean: Floats
     standard_error: Floats
     predicted: Floats
+    samples: Floats | None = None
 
     @property
     def interaction(self) -> Floats:
@@ -71,10 +76,11 @@ def cross_validate(
     curves: Curves,
     *,
     budgets: Sequence[float],
-    cost: CostFunction,
+    cost: Costs,
     joint: Joint,
     folds: Sequence[Samples],
-    objective: Objective = "loss",
+    goal: Budget | None = None,
+    objective: Objective | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> BudgetCurve:
     """Joint damage at every budget, out of fold.
@@ -85,10 +91,12 @@ def cross_validate(
     Args:
         curves: with one damage for each validation sample.
         budgets: fractions of the dense cost, in (0, 1].
-        cost: widths -> cost.
+        cost: see `allocate`.
         joint: (widths, sample positions) -> metric damage of those samples, all groups cut at once.
         folds: from `folds`.
-        objective: what the allocation minimises.
+        goal: which costs are bounded, and in which proportion; multiply-adds unless it is given. The smallest of its
+            bounds is what `budgets` are about.
+        objective: see `allocate`.
         progress: called with (measurements done, measurements in all).
 
     Raises:
@@ -99,9 +107,7 @@ def cross_validate(
     samples = sum(len(part) for part in folds)
     _check(curves, ordered, folds)
     total = len(folds) * len(ordered)
-    # Every fold and budget asks for many of the same costs.
-    cost = remembered(cost)
-    dense = cost({name: curve.widths[0] for name, curve in curves.items()})
+    dense = {name: curve.widths[0] for name, curve in curves.items()}
     met = np.ones(len(ordered), dtype=bool)
     damage = np.full((len(ordered), samples), np.nan)
     predicted = np.full((len(ordered), len(folds)), np.nan)
@@ -110,7 +116,7 @@ def cross_validate(
         others = np.setdiff1d(np.arange(samples), held)
         part = {name: _subset(curve, others) for name, curve in curves.items()}
         for row, budget in enumerate(ordered):
-            found = allocate(part, budget * dense, cost, objective=objective)
+            found = allocate(part, cost, fraction_of(cost, goal, dense, budget), objective=objective)
             met[row] &= found.status is Status.FOUND
             if found.status is Status.FOUND:
                 key = (number, tuple(sorted(found.widths.items())))
@@ -128,19 +134,36 @@ def cross_validate(
         mean=mean,
         standard_error=_standard_error(kept),
         predicted=single,
+        samples=kept,
     )
 
 
-def choose(curve: BudgetCurve, tolerance: float, *, standard_errors: float = 1.0) -> Choice:
+def choose(
+    curve: BudgetCurve, tolerance: float, *, standard_errors: float = 1.0, confidence: float | None = None
+) -> Choice:
     """The most aggressive budget whose damage stays within the tolerance, it and all milder ones.
 
     Within: mean plus `standard_errors` standard errors is at most `tolerance`. That all milder budgets
     must be within too keeps a lucky island beyond the first failure from being chosen.
 
+    Args:
+        curve: out-of-fold damage.
+        tolerance: what is allowed.
+        standard_errors: added to the mean; 1 is the one-standard-error rule.
+        confidence: in (0.5, 1): as many standard errors as a one-sided normal interval has, in place of
+            `standard_errors`. One interval for each budget: not a certificate, which takes fresh data.
+
+    Raises:
+        ArgumentError: a confidence outside (0.5, 1).
+
     >>> bumpy = BudgetCurve((1.0, 0.8, 0.6), np.array([0., .005, .03]), np.array([0., .002, .01]), np.zeros(3))
     >>> choose(bumpy, 0.01).budget
     0.8
     """
+    if confidence is not None:
+        if not 0.5 < confidence < 1:
+            raise ArgumentError(f"confidence={confidence} must lie strictly between 0.5 and 1")
+        standard_errors = float(norm.ppf(confidence))
     upper = curve.mean + standard_errors * curve.standard_error
     within = [bool(value <= tolerance) for value in upper]
     length = within.index(False) if False in within else len(within)
@@ -155,6 +178,69 @@ def choose(curve: BudgetCurve, tolerance: float, *, standard_errors: float = 1.0
     if length < len(within):
         reason += f"; at {curve.budgets[length]:.0%} it is {float(upper[length]):.4g}"
     return Choice(curve.budgets[index], index, damage, error, reason)
+
+
+def merged(curves: Sequence[BudgetCurve]) -> BudgetCurve:
+    """Curves of different budgets, as one.
+
+    >>> one = BudgetCurve((0.5,), np.array([0.2]), np.array([0.1]), np.zeros(1))
+    >>> merged([one, BudgetCurve((0.8,), np.array([0.1]), np.array([0.1]), np.zeros(1))]).budgets
+    (0.8, 0.5)
+    """
+    budgets = [budget for curve in curves for budget in curve.budgets]
+    order = sorted(range(len(budgets)), key=lambda k: -budgets[k])
+    samples = [curve.samples for curve in curves if curve.samples is not None]
+    return BudgetCurve(
+        budgets=tuple(budgets[k] for k in order),
+        mean=np.concatenate([curve.mean for curve in curves])[order],
+        standard_error=np.concatenate([curve.standard_error for curve in curves])[order],
+        predicted=np.concatenate([curve.predicted for curve in curves])[order],
+        samples=np.concatenate(samples)[order] if len(samples) == len(curves) else None,
+    )
+
+
+def averaged(curves: Sequence[BudgetCurve]) -> BudgetCurve:
+    """Repetitions over other folds, as one: each sample counts with its mean damage over the repetitions."""
+    if len(curves) == 1:
+        return curves[0]
+    shared = [budget for budget in curves[0].budgets if all(budget in curve.budgets for curve in curves)]
+    rows = [[curve.budgets.index(budget) for budget in shared] for curve in curves]
+    kept = [curve.samples[row] for curve, row in zip(curves, rows, strict=True) if curve.samples is not None]
+    with np.errstate(invalid="ignore"):
+        samples = np.asarray(np.mean(kept, axis=0))
+        predicted = np.mean([curve.predicted[row] for curve, row in zip(curves, rows, strict=True)], axis=0)
+        return BudgetCurve(tuple(shared), samples.mean(axis=1), _standard_error(samples), predicted, samples)
+
+
+def refine_budgets(
+    measure: Callable[[Sequence[float]], BudgetCurve],
+    budgets: Sequence[float],
+    decide: Callable[[BudgetCurve], Choice],
+    *,
+    refinements: int = 2,
+) -> tuple[BudgetCurve, Choice]:
+    """Measure a grid, then the middle between the chosen budget and the next one, again and again.
+
+    Args:
+        measure: budgets -> their curve.
+        budgets: the grid.
+        decide: curve -> the choice.
+        refinements: how many budgets are put in between.
+    """
+    curve = measure(budgets)
+    choice = decide(curve)
+    for _ in range(refinements):
+        at = choice.index
+        low, high = (None, 0) if at is None else (at, at + 1)
+        if high >= len(curve.budgets):
+            break
+        middle = ((1.0 if low is None else curve.budgets[low]) + curve.budgets[high]) / 2
+        added = measure([middle])
+        if middle in curve.budgets or not added.budgets:
+            break
+        curve = merged([curve, added])
+        choice = decide(curve)
+    return curve, choice
 
 
 def _check(curves: Curves, budgets: Sequence[float], folds: Sequence[Samples]) -> None:

@@ -128,6 +128,7 @@ class BudgetPart(Part):
 
     macs: float | None = Field(None, gt=0, le=1)
     params: float | None = Field(None, gt=0, le=1)
+    memory: float | None = Field(None, gt=0, le=1)
 
 
 class RetrainPart(Part):

@@ -2,16 +2,42 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from secateur.errors import ArgumentError
 from secateur.graph.axes import Axis, Dims
-from secateur.graph.groups import Structure
+from secateur.graph.groups import Structure, structure_for
+from secateur.graph.polynomial import Polynomial, polynomial
 from secateur.graph.settle import count
+from secateur.graph.trace import Program, named_state
 from secateur.graph.typing import MacTerm
-from secateur.types import Group
+from secateur.types import Floats, Group, Separable
 
 Widths = Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """A count, and the same as a sum of products of widths.
+
+    Attributes:
+        count: widths -> cost.
+        polynomial: nowhere below it, and equal but for contractions over a single position, which torch's
+            counter leaves out.
+    """
+
+    count: Callable[[Widths], int]
+    polynomial: Polynomial
+
+    def __call__(self, widths: Widths, /) -> float:
+        """The count."""
+        return self.count(widths)
+
+    def parts(self, levels: Mapping[str, Sequence[int]], /) -> list[tuple[tuple[str, ...], Floats]]:
+        """Tables of a few groups each that add up to the polynomial."""
+        return self.polynomial.parts(levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +46,7 @@ class CostModel:
 
     Attributes:
         groups: the groups whose widths vary; a group that is not mentioned keeps all its units.
+        latency: seconds of a call at any widths; None if nothing was measured.
     """
 
     groups: Mapping[str, Group]
@@ -27,6 +54,7 @@ class CostModel:
     _macs: tuple[MacTerm, ...]
     _params: tuple[Dims, ...]
     _buffers: tuple[tuple[Dims, int], ...]
+    latency: Separable | None = None
 
     def macs(self, widths: Widths) -> int:
         """Multiply-adds of one call with the example inputs."""
@@ -43,8 +71,52 @@ class CostModel:
         kept = self._kept(widths)
         return sum(item * _elements(dims, kept) for dims, item in self._buffers)
 
+    @cached_property
+    def prices(self) -> dict[str, Separable]:
+        """Multiply-adds, parameters, bytes and, if it was measured, seconds: costs that a solver can take apart."""
+        group_of = {axis: name for name, ids in self._axes.items() for axis in ids}
+        full = {name: group.width for name, group in self.groups.items()}
+        # A sum over a single position is not counted; that others may become single is not followed.
+        counted = [t for t in self._macs if t.summed is None or _elements(t.summed, {}) > 1]
+        found: dict[str, Separable] = {
+            "macs": Counted(self.macs, polynomial([(float(t.times), t.dims) for t in counted], group_of, full)),
+            "params": Counted(self.params, polynomial([(1.0, dims) for dims in self._params], group_of, full)),
+            "memory": Counted(
+                self.memory_bytes, polynomial([(float(item), dims) for dims, item in self._buffers], group_of, full)
+            ),
+        }
+        return found if self.latency is None else {**found, "latency": self.latency}
+
     def _kept(self, widths: Widths) -> dict[int, int]:
         return {axis: width for name, width in widths.items() for axis in self._axes[name]}
+
+
+def costs(program: Program, groups: Iterable[Group], *, latency: Separable | None = None) -> CostModel:
+    """What the traced model would cost at other widths of `groups`: what `allocate` weighs damage against.
+
+    Args:
+        program: from `trace`.
+        groups: from `find_groups` of this program.
+        latency: seconds of a call at any widths, as parts that add up; without it no latency can be bounded.
+
+    Raises:
+        ArgumentError: a group that the program does not have.
+
+    >>> from torch import nn, zeros
+    >>> from secateur.graph.groups import find_groups
+    >>> from secateur.graph.trace import trace
+    >>> program = trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (zeros(1, 3),))
+    >>> model = costs(program, find_groups(program))
+    >>> model.macs({}), model.macs({"0": 1})
+    (20, 5)
+    """
+    groups = tuple(groups)
+    found = structure_for(program, {group.name: group.size for group in groups})
+    unknown = sorted({group.name for group in groups} - {group.name for group in found.units})
+    if unknown:
+        raise ArgumentError(f"the program has no group {unknown[0]!r}; pass groups that were found in this program")
+    items = {name: tensor.element_size() for name, tensor in named_state(program.model).items()}
+    return replace(cost_model(found, items), latency=latency)
 
 
 def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None) -> CostModel:

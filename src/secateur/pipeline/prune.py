@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.allocation.limits import check_budget
 from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
@@ -188,8 +189,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             metric=found_metric,
             loss=loss,
             baseline=baseline,
-            dense_macs=dense.macs({}),
-            dense_params=dense.params({}),
+            dense=dense,
             budget=budget,
             scope=scope,
             cuttable={group.name: group for group in groups},
@@ -272,7 +272,7 @@ def _targets(schedule: Schedule, final: float) -> list[float]:
 
 def _least_bound(budget: Budget | None) -> float | None:
     """The budget as a share of the dense cost (see `Task.share`); None under a tolerance."""
-    return None if budget is None else min(b for b in (budget.macs, budget.params) if b is not None)
+    return None if budget is None else min(budget.fractions().values())
 
 
 def _control(task: Task, name: str, search: Search) -> Search:
@@ -306,11 +306,10 @@ def _check_arguments(
         raise ArgumentError(f"pass exactly one of tolerance and budget; got tolerance={tolerance}, budget={budget}")
     if tolerance is not None and not 0 < tolerance < 1:
         raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
-    if budget is not None and budget.macs is None and budget.params is None:
-        raise ArgumentError("the budget bounds nothing; pass Budget(macs=0.5), Budget(params=0.5) or both")
-    for name, value in (("macs", getattr(budget, "macs", None)), ("params", getattr(budget, "params", None))):
-        if value is not None and not 0 < value <= 1:
-            raise ArgumentError(f"Budget({name}={value}) must lie in (0, 1]: a fraction of the dense model's cost")
+    if budget is not None:
+        check_budget(budget)
+        if budget.latency is not None or budget.latency_s is not None:
+            raise ArgumentError("prune bounds macs, params and memory; latencies can be bounded in `allocate`")
     if rounds < 1 or folds < 2:
         raise ArgumentError(f"rounds={rounds} must be at least 1 and folds={folds} at least 2")
     unknown = sorted(set(controls) - set(CONTROLS))

@@ -245,7 +245,7 @@ def _widths(story: Story) -> list[WidthRow]:
 
 def _thresholds(story: Story) -> ThresholdData:
     picture, choice = story.picture, story.choice
-    bounds = [] if story.budget is None else [b for b in (story.budget.macs, story.budget.params) if b is not None]
+    bounds = [] if story.budget is None else list(story.budget.fractions().values())
     reason = choice.reason if choice is not None else "the budget was given"
     return ThresholdData(
         budgets=list(picture.budgets),

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from secateur.allocation.knapsack import allocate, uniform_allocation
+from secateur.allocation.allocate import allocate_within
+from secateur.allocation.knapsack import uniform_allocation
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.errors import BudgetError
@@ -131,11 +132,11 @@ class ByCurves:
     def __call__(self, scene: Scene, target: float) -> Mapping[str, int]:
         """Group name -> units kept in a row."""
         curves = self.known or measured_curves(self.task, scene)
-        found = allocate(curves, target, scene.share)
+        found = allocate_within(curves, self.task.limits(scene.cost, target))
         if found.status is Status.INFEASIBLE:
             raise BudgetError(
                 f"no allocation reaches {target:.1%} of the dense cost; the least that the "
-                f"scanned sparsities allow is {found.cost:.1%}: raise the budget, scan "
+                f"scanned sparsities allow is {scene.share(found.widths):.1%}: raise the budget, scan "
                 "higher sparsities, or ignore fewer modules"
             )
         return found.widths
@@ -184,7 +185,7 @@ def run_round(
     result = Round(
         number=number,
         target=target,
-        macs=scene.cost.macs(widths) / max(task.dense_macs, 1),
+        macs=scene.cost.macs(widths) / max(task.dense.macs({}), 1),
         share=scene.share(widths),
         model=small,
         plan=before.then(step.renamed(scene.names)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds
+from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds, refine_budgets
 from secateur.errors import BudgetError
 from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, saved_round, set_scene
 from secateur.pipeline.task import Task
@@ -16,6 +16,7 @@ from secateur.types import Curves
 GRID = tuple(round(1 - 0.05 * step, 2) for step in range(19))
 LEAST_STEP = 0.02
 HALVINGS = 3
+REFINEMENTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +46,23 @@ def threshold(
     """Cross-validate the budgets; under a tolerance also choose one."""
     rng = np.random.default_rng(task.seed)
     parts = folds(len(task.baseline.metric), k, rng)
-    total = len(parts) * len(budgets)
+    total = len(parts) * (len(budgets) + (0 if tolerance is None else REFINEMENTS))
     with task.progress.stage("cross-validation", total) as advance:
-        found = cross_validate(
-            curves,
-            budgets=budgets,
-            cost=scene.share,
-            joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
-            folds=parts,
-            progress=lambda done, of: advance(1),
-        )
-    return found, None if tolerance is None else choose(found, tolerance)
+
+        def measured(at: Sequence[float]) -> BudgetCurve:
+            return cross_validate(
+                curves,
+                budgets=at,
+                cost=scene.cost,
+                goal=task.budget,
+                joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
+                folds=parts,
+                progress=lambda done, of: advance(1),
+            )
+
+        if tolerance is None:
+            return measured(budgets), None
+        return refine_budgets(measured, budgets, lambda curve: choose(curve, tolerance), refinements=REFINEMENTS)
 
 
 def reachable_grid(scene: Scene, curves: Curves) -> tuple[float, ...]:

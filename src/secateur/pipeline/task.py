@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.allocation.limits import Limit
 from secateur.criteria.criterion import Criterion
 from secateur.data import Batches
 from secateur.graph.copies import copy_of
@@ -33,8 +34,7 @@ class Task:
         metric: what the tolerance is about.
         loss: as the user gave it.
         baseline: the dense model on the validation data: the fixed point of every comparison.
-        dense_macs: multiply-adds of the dense model.
-        dense_params: parameters of the dense model.
+        dense: what the dense model costs.
         budget: which costs are bounded; None under a tolerance, where the multiply-adds go down.
         scope: what the caller lets go.
         cuttable: the groups of the dense model that survived a trial cut, by name.
@@ -57,8 +57,7 @@ class Task:
     metric: Metric
     loss: Any
     baseline: Evaluation
-    dense_macs: int
-    dense_params: int
+    dense: CostModel
     budget: Budget | None
     scope: Scope
     cuttable: Mapping[str, Group]
@@ -71,18 +70,29 @@ class Task:
     store: PointStore | None
     progress: Progress
 
+    @property
+    def bounds(self) -> Mapping[str, float]:
+        """Name of a cost -> the fraction of the dense model's that is asked for in the end."""
+        return (self.budget or Budget(macs=1.0)).fractions()
+
+    def limits(self, cost: CostModel, target: float) -> tuple[Limit, ...]:
+        """What the costs must not exceed when the smallest bound is `target` and the others are in proportion."""
+        factor = target / min(self.bounds.values())
+        return tuple(
+            Limit(name, cost.prices[name], self.dense.prices[name]({}) * min(bound * factor, 1.0))
+            for name, bound in self.bounds.items()
+        )
+
     def share(self, cost: CostModel, widths: Mapping[str, int]) -> float:
         """What is left of the dense cost at `widths`: a fraction that a budget is compared with.
 
-        With two bounds it is the worse of the two, scaled so that both hold when it is at most the
-        smaller bound.
+        With several bounds it is the worst of them, scaled so that all hold when it is at most the smallest.
         """
-        macs = cost.macs(widths) / max(self.dense_macs, 1)
-        params = cost.params(widths) / max(self.dense_params, 1)
-        bounds = self.budget or Budget(macs=1.0)
-        both = [(macs, bounds.macs), (params, bounds.params)]
-        least = min(bound for _, bound in both if bound is not None)
-        return max(left * least / bound for left, bound in both if bound is not None)
+        least = min(self.bounds.values())
+        return max(
+            cost.prices[name](widths) / max(self.dense.prices[name]({}), 1) * least / bound
+            for name, bound in self.bounds.items()
+        )
 
     def factory(self) -> nn.Module:
         """A fresh module of the dense architecture."""

@@ -161,7 +161,13 @@ class Plan:
         return Plan(keep, sizes, nesting, fallback)
 
 
-def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[str, float]) -> Plan:
+def plan(
+    groups: Sequence[Group],
+    scores: Scores,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+    widths: Mapping[str, int] | None = None,
+) -> Plan:
     """Keep the highest-scored units of each group.
 
     Args:
@@ -170,9 +176,11 @@ def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[s
         sparsity: fraction of units to remove in [0, 1): one number for all exact groups, or one for
             each group that is named. Widths are rounded up, so no more is removed than asked. A branch,
             a group of one unit that may go, goes at 1.
+        widths: units to keep in a row of each group that is named, as an allocation has them. Exactly one of the two.
 
     Raises:
-        ArgumentError: a sparsity outside [0, 1), or of a group that does not exist.
+        ArgumentError: both or neither of sparsity and widths, a value that a group does not allow, or of a group that
+            does not exist.
         NumericalError: a score is NaN.
 
     >>> group = Group("fc", 4, ())
@@ -180,15 +188,35 @@ def plan(groups: Sequence[Group], scores: Scores, *, sparsity: float | Mapping[s
     [0, 3]
     """
     by_name = {group.name: group for group in groups}
+    if (sparsity is None) == (widths is None):
+        raise ArgumentError(f"pass exactly one of sparsity and widths; got sparsity={sparsity}, widths={widths}")
+    if widths is not None:
+        _check_widths(groups, widths)
+        return plan_widths(groups, scores, widths)
     if isinstance(sparsity, Mapping):
         wanted = dict(sparsity)
     else:
+        assert sparsity is not None
         wanted = {group.name: sparsity for group in groups if group.exact}
     for name in wanted:
         if name not in by_name:
             raise ArgumentError(f"sparsity names the group {name!r}; the groups are {sorted(by_name)}")
     widths = {name: kept_width(by_name[name], value) for name, value in wanted.items()}
     return plan_widths(groups, scores, widths)
+
+
+def _check_widths(groups: Sequence[Group], widths: Mapping[str, int]) -> None:
+    by_name = {group.name: group for group in groups}
+    for name, width in widths.items():
+        if name not in by_name:
+            raise ArgumentError(f"widths names the group {name!r}; the groups are {sorted(by_name)}")
+        group = by_name[name]
+        whole = width == group.width or width % group.multiple_of == 0
+        if not (group.minimum <= width <= group.width and whole):
+            raise ArgumentError(
+                f"group {name!r} cannot keep {width} units a row: it has {group.width}, and keeps at least "
+                f"{group.minimum} and a multiple of {group.multiple_of}"
+            )
 
 
 def plan_widths(groups: Sequence[Group], scores: Scores, widths: Mapping[str, int]) -> Plan:

@@ -1,0 +1,69 @@
+"""The measured front against enumeration."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from secateur.allocation.front import front
+from secateur.allocation.objectives import EqualDamage, LeastDamage, UniformDensity
+from secateur.errors import ArgumentError
+from secateur.graph.polynomial import Polynomial
+from secateur.types import Curve
+
+NAMES = ("a", "b", "c")
+WIDTHS = (8, 6, 4, 2)
+COST = Polynomial({("a", "b"): 1.0, ("b", "c"): 2.0}, dict.fromkeys(NAMES, 8))
+RULES = {"least": LeastDamage(), "equal": EqualDamage(), "uniform": UniformDensity()}
+
+
+def curves_of(seed: int) -> dict[str, Curve]:
+    rng = np.random.default_rng(seed)
+    tables = {n: np.concatenate([[0.0], np.cumsum(rng.exponential(1, 3))])[:, None].repeat(2, 1) for n in NAMES}
+    return {n: Curve(n, WIDTHS, tuple(1 - w / 8 for w in WIDTHS), t, t) for n, t in tables.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_marked_points_are_those_that_nothing_beats(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = {}
+
+    def measure(widths):
+        key = tuple(widths.values())
+        assert key not in noise, "each allocation is measured once"
+        noise[key] = float(rng.integers(0, 6))
+        return noise[key], 0.5
+
+    found = front(curves_of(seed), COST, measure=measure, budgets=[0.9, 0.6, 0.5, 0.3, 0.001], objectives=RULES)
+    assert all(p.share <= p.budget and p.allocation.cost == COST(p.allocation.widths) for p in found.points)
+    assert found.points[0].rule == "whole" and found.points[0].damage == 0
+    assert [p.share for p in found.points] == sorted((p.share for p in found.points), reverse=True)
+    for p in found.points:
+        beaten = any(
+            o.share <= p.share and o.damage <= p.damage and (o.share < p.share or o.damage < p.damage)
+            for o in found.points
+        )
+        assert p.is_dominated == beaten
+    limit = 2.5
+    fine = [p.share for p in found.points if p.damage + p.standard_error <= limit]
+    chosen = found.within(limit)
+    assert chosen is not None and chosen.share == min(fine)
+    assert found.within(-1) is None
+    assert str(found).count("*") == len(found.best) + 1
+
+
+def test_nan_is_beaten_by_all_and_progress_counts() -> None:
+    seen = []
+    found = front(
+        curves_of(0),
+        COST,
+        measure=lambda widths: (float("nan"), 0.0),
+        budgets=[0.5, 0.4],
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [p.rule for p in found.best] == ["whole"]
+    assert found.within(10.0) is found.points[0]
+    assert seen == [(1, 2), (2, 2)]
+    for wrong in ({"budgets": [1.5]}, {"curves": {}}):
+        with pytest.raises(ArgumentError, match="need curves"):
+            front(**{"curves": curves_of(0), "cost": COST, "measure": lambda w: (0.0, 0.0), **wrong})

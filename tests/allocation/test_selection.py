@@ -1,0 +1,129 @@
+"""Which budget, objective and criterion, on curves whose truth is known."""
+
+import numpy as np
+import pytest
+
+from secateur.allocation.objectives import EqualDamage, LeastDamage, UniformDensity
+from secateur.allocation.selection import Candidate, select
+from secateur.allocation.thresholds import BudgetCurve, averaged, choose, merged, refine_budgets
+from secateur.errors import ArgumentError
+from secateur.types import Curve
+
+WIDTHS = (20, 18, 16, 14, 12, 10, 8, 6, 4, 2)
+
+
+def cost(widths) -> float:
+    return float(sum({"a": 20, "b": 20, **widths}.values()))
+
+
+def candidate(slopes: dict[str, float], seed: int, samples: int = 400, **more) -> Candidate:
+    """0/1 damages that add up: each group spoils each sample with a chance that grows with its sparsity."""
+    rng = np.random.default_rng(seed)
+    chance = {name: rng.random(samples) for name in slopes}
+    curves = {}
+    for name, slope in slopes.items():
+        damage = np.stack([(chance[name] < slope * (1 - w / 20)).astype(float) for w in WIDTHS])
+        curves[name] = Curve(name, WIDTHS, tuple(1 - w / 20 for w in WIDTHS), damage, damage)
+
+    def joint(widths, positions):
+        return sum((chance[n][positions] < slopes[n] * (1 - w / 20)).astype(float) for n, w in widths.items())
+
+    return Candidate(curves, joint, **more)
+
+
+def test_the_better_criterion_wins_and_the_control_is_told_apart() -> None:
+    good, bad = {"a": 0.02, "b": 0.4}, {"a": 0.4, "b": 0.4}
+    found = select(
+        {
+            "taylor": candidate(good, 0),
+            "random": candidate(bad, 1, objective=UniformDensity(), is_control=True),
+        },
+        cost=cost,
+        tolerance=0.05,
+    )
+    assert found.name == "taylor" and found.as_good == ()
+    assert found.choice.budget < found.choices["random"].budget
+    assert "measurably better than random" in found.reason and "random reaches" in found.reason
+    assert found.choice.budget in found.pictures["random"].budgets
+
+
+def test_a_control_that_does_as_well_is_said_to() -> None:
+    slopes = {"a": 0.1, "b": 0.1}
+    same = select(
+        {"taylor": candidate(slopes, 0), "magnitude": candidate(slopes, 0, is_control=True)}, cost=cost, tolerance=0.05
+    )
+    assert same.name == "taylor" and same.as_good == ("magnitude",)
+    assert "cannot be told from it" in same.reason
+    worse = select(
+        {"taylor": candidate({"a": 0.5, "b": 0.5}, 0), "magnitude": candidate(slopes, 1, is_control=True)},
+        cost=cost,
+        tolerance=0.05,
+    )
+    assert worse.name == "magnitude" and "a naive rule does best" in worse.reason
+
+
+def test_the_objective_is_chosen_too() -> None:
+    slopes = {"a": 0.01, "b": 0.5}
+    rules = {"least": LeastDamage(), "equal": EqualDamage(), "uniform": UniformDensity()}
+    found = select(
+        {name: candidate(slopes, 0, objective=rule) for name, rule in rules.items()}, cost=cost, tolerance=0.03
+    )
+    assert found.name in ("least", "equal")
+    assert found.choices["uniform"].budget > found.choice.budget
+
+
+def test_more_repeats_and_refinement_keep_the_rule() -> None:
+    only = candidate({"a": 0.1, "b": 0.3}, 0)
+    coarse = select({"x": only}, cost=cost, tolerance=0.05, budgets=[1, 0.8, 0.6, 0.4], refinements=0)
+    fine = select({"x": only}, cost=cost, tolerance=0.05, budgets=[1, 0.8, 0.6, 0.4], refinements=3, repeats=2)
+    assert coarse.pictures["x"].budgets == (1, 0.8, 0.6, 0.4)
+    assert len(fine.pictures["x"].budgets) > 4
+    for found in (coarse, fine):
+        picture, choice = found.pictures["x"], found.choice
+        upper = picture.mean + picture.standard_error
+        assert (upper[: choice.index + 1] <= 0.05).all()
+        assert choice.index + 1 == len(upper) or upper[choice.index + 1] > 0.05
+    careful = select({"x": only}, cost=cost, tolerance=0.05, confidence=0.999, refinements=0)
+    assert careful.choice.budget >= select({"x": only}, cost=cost, tolerance=0.05, refinements=0).choice.budget
+
+
+def test_nothing_within_the_tolerance_is_said_and_mistakes_are_refused() -> None:
+    hopeless = select({"x": candidate({"a": 1.0, "b": 1.0}, 0)}, cost=cost, tolerance=1e-4, budgets=[0.5])
+    assert hopeless.choice.index is None and hopeless.choice.budget == 1 and "no budget" in hopeless.reason
+    for wrong in ({}, {"x": candidate({"a": 1.0}, 0, 40), "y": candidate({"a": 1.0}, 0, 50)}):
+        with pytest.raises(ArgumentError, match="same samples"):
+            select(wrong, cost=cost, tolerance=0.1)
+    with pytest.raises(ArgumentError, match="confidence"):
+        choose(BudgetCurve((1.0,), np.zeros(1), np.zeros(1), np.zeros(1)), 0.1, confidence=0.4)
+
+
+def test_a_confidence_is_the_quantile_of_the_normal_distribution() -> None:
+    curve = BudgetCurve((0.9, 0.8), np.array([0.0, 0.01]), np.array([0.01, 0.01]), np.zeros(2))
+    # 0.01 + 1.6449 * 0.01 = 0.026449
+    assert choose(curve, 0.0265, confidence=0.95).budget == 0.8
+    assert choose(curve, 0.0264, confidence=0.95).budget == 0.9
+
+
+def test_refinement_halves_the_interval_in_which_the_boundary_lies() -> None:
+    def measure(budgets):
+        mean = np.array([(1 - b) ** 2 for b in sorted(budgets, reverse=True)])
+        return BudgetCurve(tuple(sorted(budgets, reverse=True)), mean, np.zeros(len(mean)), mean)
+
+    curve, choice = refine_budgets(measure, [1.0, 0.8, 0.4], lambda c: choose(c, 0.09), refinements=5)
+    assert abs(choice.budget - 0.7) <= 0.4 / 2**5 and choice.budget >= 0.7
+    assert len(curve.budgets) == 8
+    curve, choice = refine_budgets(measure, [0.4], lambda c: choose(c, 0.0901), refinements=1)
+    assert curve.budgets == (0.7, 0.4) and choice.budget == 0.7
+
+
+def test_repetitions_are_averaged_sample_by_sample() -> None:
+    rows = np.array([[0.0, 1.0, 2.0], [3.0, 3.0, 6.0]])
+    one = BudgetCurve((0.8, 0.5), rows.mean(1), np.zeros(2), np.ones(2), rows)
+    two = BudgetCurve((0.5,), np.ones(1), np.zeros(1), np.zeros(1), np.array([[1.0, 1.0, 4.0]]))
+    both = averaged([one, two])
+    assert both.budgets == (0.5,) and both.samples is not None
+    assert (
+        both.samples.tolist() == [[2.0, 2.0, 5.0]] and both.mean.tolist() == [3.0] and both.predicted.tolist() == [0.5]
+    )
+    assert both.standard_error == pytest.approx(np.std([2, 2, 5], ddof=1) / np.sqrt(3))
+    assert merged([two, one]).budgets == (0.8, 0.5, 0.5)
