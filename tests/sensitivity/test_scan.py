@@ -131,3 +131,13 @@ def test_sparsities_out_of_range() -> None:
     for bad in (0.0, 1.0, -0.1):
         with pytest.raises(ArgumentError, match="strictly between 0 and 1"):
             scan(program, groups, scores, data, sparsities=(bad,))
+
+
+def test_a_copy_of_a_graph_has_its_fingerprint_and_other_weights_have_not() -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    graph.__class__.__name__ = "Named"
+    copied = copy.deepcopy(graph)
+    assert str(copied) != str(graph)
+    assert fingerprint(copied) == fingerprint(graph)
+    copied.get_submodule("0").weight.data[0, 0] += 1
+    assert fingerprint(copied) != fingerprint(graph)

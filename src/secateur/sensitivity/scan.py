@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
@@ -173,6 +173,9 @@ def context_key(prober: Probe) -> str:
 def fingerprint(model: nn.Module) -> str:
     """Hash of a model's architecture as printed, its weights and buffers, and torch's version."""
     printed = without_addresses(str(model))
+    if isinstance(model, fx.GraphModule):
+        # A copy of a graph loses the name that it was given, which stands in the first line.
+        printed = printed.partition("\n")[2]
     return content_hash([torch.__version__, type(model).__qualname__, printed, *named_state(model).items()])
 
 
