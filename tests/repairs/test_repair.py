@@ -32,6 +32,11 @@ def test_a_linear_consumer_gets_the_least_squares_fit() -> None:
     program, groups, chosen, small = setting(model, x, {"0": [0, 2, 3, 6]})
     done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups, ridges=(1e-12,))
     assert done.refitted == ("2.weight",)
+    before, after = (f"{error:.2%}" for error in (done.changes[0].before, done.changes[0].after))
+    assert [line.split() for line in str(done).splitlines()] == [
+        ["repaired:", "1", "by", "least", "squares"],
+        ["2.weight", "error", before, "->", after],
+    ]
     inputs = np.c_[torch.tanh(small[0](x)).detach().numpy(), np.ones(400)]
     expected, *_ = np.linalg.lstsq(inputs, model(x).detach().numpy(), rcond=None)
     found = np.c_[small[2].weight.detach().numpy(), small[2].bias.detach().numpy()].T

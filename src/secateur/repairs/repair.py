@@ -89,6 +89,14 @@ class Repaired:
     changes: tuple[Change, ...]
     notes: tuple[Note, ...]
 
+    def __str__(self) -> str:
+        counts = Counter(change.kind for change in self.changes)
+        lines = ["repaired: " + (", ".join(f"{count} by {kind}" for kind, count in counts.items()) or "nothing")]
+        width = max((len(change.where) for change in self.changes), default=0)
+        lines += [f"  {c.where:<{width}}  error {c.before:8.2%} -> {c.after:8.2%}" for c in self.changes]
+        lines += [f"  {note.where}: {note.text}" for note in self.notes]
+        return "\n".join(lines)
+
     @property
     def refitted(self) -> tuple[str, ...]:
         """What got new weights."""
