@@ -66,6 +66,15 @@ def damage_text(value: float | None, share: bool) -> str:
     return text[1:] if float(text) == 0 else text
 
 
+def bound_text(value: float | None, share: bool) -> str:
+    """An upper bound on a damage, as `damage_text`, but rounded up: it must not claim more than was tested.
+
+    >>> bound_text(0.01012, True), bound_text(-0.01018, True), bound_text(0.0061, True)
+    ('+1.02', '-1.01', '+0.61')
+    """
+    return damage_text(None if value is None else _rounded_up(value), share)
+
+
 def error_text(value: float | None, share: bool) -> str:
     """A standard error, in the unit of `damage_text`.
 
@@ -83,9 +92,13 @@ def amount_text(value: float, share: bool) -> str:
     >>> amount_text(0.0081, True), amount_text(0.00612, True), amount_text(0.00812, False)
     ('0.81 points', '0.62 points', '0.0082')
     """
-    # The guard against rounding noise: 100 * 0.0081 is 0.8099999999999999.
-    steps = math.ceil(round(1e4 * value, 6))
-    return f"{steps / 100:.2f} points" if share else f"{steps / 1e4:g}"
+    rounded = _rounded_up(value)
+    return f"{100 * rounded:.2f} points" if share else f"{rounded:g}"
+
+
+def _rounded_up(value: float) -> float:
+    """To the next ten-thousandth, with a guard against rounding noise: 100 * 0.0081 is 0.8099999999999999."""
+    return math.ceil(round(1e4 * value, 6)) / 1e4
 
 
 def p_text(value: float | None) -> str:

@@ -108,6 +108,7 @@ def _environment(share: bool) -> Environment:
         percent=formats.percent,
         p_value=formats.p_text,
         metric=lambda value: formats.metric_text(value, share),
+        bound=lambda value: formats.bound_text(value, share).replace("-", "−"),
         damage=lambda value: formats.damage_text(value, share).replace("-", "−"),
         missing=missing,
         error=lambda value: formats.error_text(value, share),
