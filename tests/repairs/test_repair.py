@@ -12,7 +12,7 @@ from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
-from secateur.repairs.repair import READ_OTHERWISE, repair
+from secateur.repairs.repair import OTHER_CALLS, READ_OTHERWISE, repair
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan
 
@@ -263,6 +263,72 @@ def test_a_layer_called_by_keyword_is_repaired() -> None:
     done = repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups)
     assert done.refitted == ("down.weight",)
     assert (small(x) - model(x)).detach().square().mean() < 0.5 * before
+
+
+def test_a_bias_that_two_layers_share_stays_and_counts_as_part_of_the_outputs() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+            self.b.bias = self.a.bias
+
+        def forward(self, x):
+            hidden = self.up(x).tanh()
+            return torch.cat([self.a(hidden), self.b(hidden.square())], 1)
+
+    torch.manual_seed(9)
+    model = Shared().double()
+    nn.init.constant_(model.a.bias, 3.0)
+    x = torch.randn(2000, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 2, 5, 6]})
+    repair(small, model, chosen, [x], program=program, groups=groups, ridges=(1e-12,))
+    assert torch.equal(small.a.bias, model.a.bias) and small.b.bias is small.a.bias
+    hidden = small.up(x).tanh().detach()
+    for layer, inputs, target in ((small.a, hidden, model(x)[:, :2]), (small.b, hidden.square(), model(x)[:, 2:])):
+        expected, *_ = np.linalg.lstsq(inputs.numpy(), (target - model.a.bias).detach().numpy(), rcond=None)
+        np.testing.assert_allclose(layer.weight.detach().numpy().T, expected, atol=1e-6)
+
+
+def test_a_repair_that_fails_leaves_the_model_as_it_was() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.norm = nn.Linear(4, 8), nn.Linear(8, 3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(self.down(self.up(x).tanh()).div(self.scale))
+
+    torch.manual_seed(10)
+    model = Late().double().eval()
+    model.scale = 1.0
+    x = torch.randn(40, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
+    small.scale = 0.0
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    with pytest.raises(NumericalError, match="of 'norm' are not finite"):
+        repair(small, model, chosen, [x], program=program, groups=groups)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+
+
+def test_what_the_dense_model_does_not_call_is_left_alone_with_all_that_follows() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.extra = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+            self.more = False
+
+        def forward(self, x):
+            y = self.down(self.up(x).tanh())
+            return self.extra(y) if self.more else y
+
+    torch.manual_seed(11)
+    model = Sometimes().double()
+    x = torch.randn(40, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
+    small.more = True
+    done = repair(small, model, chosen, [x], program=program, groups=groups)
+    assert done.refitted == ("down.weight",)
+    assert [(n.where, n.text) for n in done.notes] == [("extra.weight", OTHER_CALLS)]
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:

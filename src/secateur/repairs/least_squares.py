@@ -50,6 +50,12 @@ class Products:
         """Summed squared error of `weights` (groups, outputs, columns)."""
         return self.energy + float(((weights @ self.gram - 2 * self.cross) * weights).sum())
 
+    def less(self, constant: Tensor) -> "Products":
+        """The same for targets less a `constant` (groups, outputs)."""
+        sums, means = self.cross[:, :, -1], self.gram[:, -1:, :]
+        energy = self.energy + float((self.rows * constant.square() - 2 * constant * sums).sum())
+        return Products(self.gram, self.cross - constant.unsqueeze(2) * means, energy, self.rows)
+
     def without_constant(self) -> "Products":
         """The same without the column of ones."""
         return Products(self.gram[:, :-1, :-1], self.cross[:, :, :-1], self.energy, self.rows)

@@ -6,6 +6,7 @@ the outputs that the dense model gives. Nothing goes by the names of layers; whi
 are left is known from the plan. A change is kept only where it is better on held-out samples.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ Kind = Literal["least squares", "bias", "batch norm", "recurrent"]
 NO_BETTER = "kept as it was: the fitted weights were no better on held-out calibration samples"
 READ_OTHERWISE = "weight kept as it was: the model reads it in another way too, which a fit would change"
 REORDERED = "kept as it was: its rows in the cut model are not those of one use in the dense model"
+OTHER_CALLS = "kept as it was, with all that follows: the dense model does not use it here"
 REPEATED_NORM = "kept as it was: called several times, with other inputs each time"
 REPEATED_LAYER = "kept as it was: a recurrent layer that is called several times"
 
@@ -148,17 +150,31 @@ def repair(
         progress: shown while running.
 
     Raises:
-        NumericalError: inputs that are not finite, or a Gram matrix that cannot be factored with any ridge.
+        NumericalError: inputs that are not finite, or a Gram matrix that cannot be factored with any ridge. The
+            model is then as it was.
     """
     with in_eval_mode(small), in_eval_mode(dense), torch.no_grad():
         batches = list(as_batches(calibration, "calibration", batch_fn))
         chosen = structure_for(program, plan.sizes).units if groups is None else groups
         walk = _Walk(small, dense, plan, batches, program, chosen, reach, ridges, rows_per_column, seed)
-        with (progress or NoProgress()).stage("repair", sum(walk.calls.values())) as advance:
+        count = sum(walk.calls.values())
+        with _restored_on_error(small), (progress or NoProgress()).stage("repair", count) as advance:
             for before, now in walk.pairs():
                 walk.mend(before, now)
                 advance(1, str(walk.key(now[0], walk.small_places)[1]))
     return Repaired(tuple(walk.changes), tuple(walk.notes))
+
+
+@contextlib.contextmanager
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Put the tensors of `model` back as they were if something fails."""
+    saved = {name: tensor.clone() for name, tensor in named_state(model).items()}
+    try:
+        yield
+    except BaseException:
+        for name, tensor in named_state(model).items():
+            tensor.copy_(saved[name])
+        raise
 
 
 class _Walk:
@@ -212,6 +228,7 @@ class _Walk:
             before = next(steps)
             while self.key(before[0], self.dense_places) != wanted:
                 if isinstance(before[0], End):
+                    self.notes.append(Note(wanted[1], OTHER_CALLS))
                     return
                 before = next(steps)
             yield before, now
@@ -240,38 +257,39 @@ class _Walk:
             self.notes.append(Note(where, REORDERED))
             return
         old = self._old(call)
-        if self._is_read_otherwise(call.weight.name):
+        bias = call.bias if call.bias is not None and self._is_own_bias(call.weight.name, call.bias.name) else None
+        if _is_read_otherwise(self.program, call.weight.name):
             self.notes.append(Note(where, READ_OTHERWISE))
-            self._mend_bias(call, parts, old)
+            if bias is not None:
+                self._mend_bias(bias, parts, old)
             return
-        if call.bias is not None:
+        if bias is not None:
             solution = solve(parts, old, where, ridges=self.ridges)
         else:
-            # A constant that is taken off again by batch norm need not be fitted, and cannot be kept.
+            # A constant that is taken off again by batch norm need not be fitted, and cannot be kept. Any other
+            # stays as it is: a fixed part of the outputs.
             is_free = _feeds_batch_norm(self.program, call.weight.name)
-            reduced = [part.centred() if is_free else part.without_constant() for part in parts]
+            reduced = [part.centred() if is_free else part.less(old[..., -1]).without_constant() for part in parts]
             solution = solve(reduced, old[..., :-1], where, has_constant=False, ridges=self.ridges)
-        self._keep(call, where, solution)
+        self._keep(call, bias, where, solution)
 
-    def _keep(self, call: Call, where: str, solution: Solution) -> None:
+    def _keep(self, call: Call, bias: Place | None, where: str, solution: Solution) -> None:
         if solution.share == 0:
             if solution.before > 0:
                 self.notes.append(Note(where, NO_BETTER))
             return
         weights = solution.weights
-        if call.bias is not None:
-            self._write(call.bias, weights[..., -1].flatten())
+        if bias is not None:
+            self._write(bias, weights[..., -1].flatten())
             weights = weights[..., :-1]
         self._write(call.weight, call.form.weight(weights, call.values.shape))
         self.changes.append(Change(where, "least squares", solution.before, solution.after))
 
-    def _mend_bias(self, call: Call, parts: Sequence[Products], old: Tensor) -> None:
-        if call.bias is None or self._is_read_otherwise(call.bias.name):
-            return
+    def _mend_bias(self, bias: Place, parts: Sequence[Products], old: Tensor) -> None:
         moved, before, after = shift(parts, old)
         if after < before:
-            self._write(call.bias, (old[..., -1] + moved).flatten())
-            where = _where(call.bias, len(self.state[call.bias.name]))
+            self._write(bias, (old[..., -1] + moved).flatten())
+            where = _where(bias, len(self.state[bias.name]))
             self.changes.append(Change(where, "bias", before, after))
 
     def _write(self, place: Place, values: Tensor) -> None:
@@ -338,11 +356,9 @@ class _Walk:
         # Several rows of one parameter, each used once, need not be fitted together.
         return {where: parts for where, parts in sums.items() if counts[where] > 1}
 
-    def _is_read_otherwise(self, name: str) -> bool:
-        key = ("read otherwise", name, 0)
-        if key not in self.program.derived:
-            self.program.derived[key] = _is_read_otherwise(self.program, name)
-        return bool(self.program.derived[key])
+    def _is_own_bias(self, weight: str, bias: str) -> bool:
+        """Whether the bias is read only where the weight is: another layer's fit would change it too."""
+        return _readers(self.program, bias) <= _readers(self.program, weight)
 
     # Batch norm
 
@@ -352,12 +368,7 @@ class _Walk:
             return
         self.done.add(key)
         if self.calls[key] > 1:
-            self.notes.append(
-                Note(
-                    key[1].removesuffix(".running_mean"),
-                    "kept as it was: called several times, with other inputs each time",
-                )
-            )
+            self.notes.append(Note(key[1].removesuffix(".running_mean"), REPEATED_NORM))
             return
         kept = kept_columns((1, self.shapes[key[1]][0]), [((1,), m) for _, m in self.marks.get(key[1], ())])
         where = key[1].removesuffix(".running_mean")
@@ -474,17 +485,23 @@ def _placeholders(program: Program, name: str) -> list[torch.fx.Node]:
     return [n for n in program.nodes if n.op == "placeholder" and program.names.get(str(n.target)) == name]
 
 
-def _is_read_otherwise(program: Program, name: str) -> bool:
-    """Whether anything but a linear map reads the parameter: a table of embeddings that decodes, too."""
+def _readers(program: Program, name: str) -> frozenset[torch.fx.Node]:
+    """The operators that read a parameter, through views of it or as it is."""
     waiting = _placeholders(program, name)
+    found: set[torch.fx.Node] = set()
     while waiting:
         for user in waiting.pop().users:
-            operator = operator_name(user).removeprefix("aten.").rstrip("_")
-            if operator in MOVING:
-                waiting.append(user)
-            elif not operator.startswith(LINEAR):
-                return True
-    return False
+            (waiting.append if _operator(user) in MOVING else found.add)(user)
+    return frozenset(found)
+
+
+def _operator(node: torch.fx.Node) -> str:
+    return operator_name(node).removeprefix("aten.").rstrip("_")
+
+
+def _is_read_otherwise(program: Program, name: str) -> bool:
+    """Whether anything but a linear map reads the parameter: a table of embeddings that decodes, too."""
+    return not all(_operator(reader).startswith(LINEAR) for reader in _readers(program, name))
 
 
 def _feeds_batch_norm(program: Program, name: str) -> bool:
