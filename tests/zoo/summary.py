@@ -85,7 +85,7 @@ def supported(results: Sequence[Result], command: str) -> str:
         "Each network is built with random weights, small where its library allows that, and held to the law of",
         "surgery: the cut network equals the network whose removed units are masked, to 1e-9 in float64 (2e-5 where it",
         "rounds inside), at another batch size too; its predicted cost is the measured one, it is the same when saved",
-        "and loaded, and it can be cut again. One random plan each, which removes half of every group.",
+        "and loaded, and it can be cut again. At least one random plan each, which removes half of every group.",
         "*Exact*: that holds for every group. *Flagged*: it holds for every group but those that the library says",
         "are not exact (something normalises over their units); these are cut only on request.",
         "*Coverage*: the share of weight dimensions, in positions, that lie in a group; positions fixed by the",
