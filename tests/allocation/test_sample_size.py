@@ -6,7 +6,7 @@ from scipy import stats
 
 from secateur.allocation.betting import log_capital
 from secateur.allocation.paired_score import exact_p_value
-from secateur.allocation.sample_size import mean_size, sample_size, share_size
+from secateur.allocation.sample_size import betting_size, mean_size, sample_size, share_size
 from secateur.errors import ArgumentError
 
 
@@ -42,11 +42,11 @@ def test_close_to_the_published_table() -> None:
 
 def test_means_and_shares_by_simulation() -> None:
     rng = np.random.default_rng(0)
-    n = mean_size(0.03, 0.2**2, 0.05, betting=True)
+    n = betting_size(0.0, 0.2**2, 1.0, 0.03, 0.05)
     won = [log_capital(rng.normal(0, 0.2, n).clip(-1, 1), 1.0, 0.03, 0.05).max() >= np.log(20) for _ in range(400)]
     # The bets need some samples to learn the spread, and may win before the last one.
     assert np.mean(won) == pytest.approx(0.8, abs=0.08)
-    n = mean_size(0.03, 0.2**2, 0.05, betting=False)
+    n = mean_size(0.03, 0.2**2, 0.05)
     upper = stats.ttest_1samp(rng.normal(0, 0.2, (2000, n)), 0.03, axis=1, alternative="less").pvalue <= 0.05
     assert upper.mean() == pytest.approx(0.8, abs=0.03)
     n = share_size(0.03, 0.015, 0.05)
@@ -56,7 +56,7 @@ def test_means_and_shares_by_simulation() -> None:
 
 def test_no_number_is_enough_at_the_tolerance() -> None:
     assert sample_size(0.01, discordance=0.1, drop=0.01) is None
-    assert share_size(0.01, 0.01, 0.05) is None and mean_size(-1.0, 1.0, 0.05, betting=False) is None
+    assert share_size(0.01, 0.01, 0.05) is None and mean_size(-1.0, 1.0, 0.05) is None
 
 
 def test_bad_input() -> None:
@@ -64,3 +64,16 @@ def test_bad_input() -> None:
         sample_size(0.01, discordance=0.01, drop=0.02)
     with pytest.raises(ArgumentError, match="power=1"):
         sample_size(0.01, discordance=0.1, power=1.0)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.0016, -0.003])
+def test_bets_need_samples_to_learn_that_damages_hardly_vary(mean: float) -> None:
+    """Damages of almost no variance: the normal approximation alone would say one sample."""
+    rng = np.random.default_rng(1)
+    n = betting_size(mean, 1e-8, 2.0, 0.05, 0.05)
+    assert n is not None
+
+    def wins(count: int) -> bool:
+        return bool(log_capital(rng.normal(mean, 1e-4, count), 2.0, 0.05, 0.05).max() >= np.log(20))
+
+    assert wins(int(1.3 * n)) and not wins(int(0.9 * n))

@@ -34,5 +34,14 @@ def log_capital(damage: Floats, limit: float, tolerance: float, alpha: float) ->
     spread = (0.25 + np.cumsum((values - running) ** 2)) / (count + 1)
     # A bet may depend on earlier samples only.
     before = np.concatenate([[0.25], spread[:-1]])
-    bets = np.minimum(0.75 / (1 - mean), np.sqrt(2 * np.log(1 / alpha) / (len(values) * before)))
+    bets = np.minimum(largest_bet(limit, tolerance), np.sqrt(2 * np.log(1 / alpha) / (len(values) * before)))
     return np.asarray(np.cumsum(np.log1p(-bets * (values - mean))))
+
+
+def largest_bet(limit: float, tolerance: float) -> float:
+    """Three quarters of the bet that the worst damage would ruin, for damages scaled to [0, 1].
+
+    >>> largest_bet(1.0, 0.5)
+    3.0
+    """
+    return 0.75 / (1 - (tolerance + limit) / (2 * limit))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from secateur.allocation.betting import betting_p_value
 from secateur.allocation.paired_score import exact_p_value
-from secateur.allocation.sample_size import mean_size, nuisance_level, sample_size, share_size
+from secateur.allocation.sample_size import betting_size, mean_size, nuisance_level, sample_size, share_size
 from secateur.errors import ArgumentError, DataError, MetricError
 from secateur.types import Floats
 
@@ -50,7 +50,7 @@ class Certificate:
         gained: samples that only the pruned model gets right.
         method: the test.
         guarantee: "exact" and "anytime" hold at any sample size, "asymptotic" does not.
-        assumptions: what must be true of the data.
+        assumptions: what must be true of the data, a sentence each.
         needed: about how many samples would certify the tolerance with 80 % probability, if the true drop
             and spread were those observed; None without a tolerance, or if no number would.
         unit: what `samples` counts: "samples" or "documents".
@@ -72,7 +72,7 @@ class Certificate:
     gained: int | None
     method: str
     guarantee: Guarantee
-    assumptions: str = ASSUMES
+    assumptions: tuple[str, ...] = (ASSUMES,)
     needed: int | None = None
     unit: str = "samples"
     not_finite: int = 0
@@ -111,7 +111,7 @@ class Certificate:
 
     def __str__(self) -> str:
         """The statement, the test, and what must be true of the data."""
-        return f"{self.sentence()}\nTest: {self.method}.\nAssumed: {self.assumptions}"
+        return f"{self.sentence()}\nTest: {self.method}.\nAssumed: {' '.join(self.assumptions)}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -185,14 +185,15 @@ def certify_paired(
     finite = np.isfinite(after)
     limit = None if bounds is None else _range(before, after[finite], bounds)
     damage = np.where(finite, before - after if higher_is_better else after - before, np.inf)
-    assumptions, unit = ASSUMES, "samples"
+    assumptions: tuple[str, ...] = (ASSUMES,)
+    unit = "samples"
     is_binary = set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0}
     if documents is not None:
         damage, unit, is_binary = _means(damage, documents), "documents", False
-        assumptions = f"{ASSUMES} {DOCUMENTS}"
+        assumptions = (ASSUMES, DOCUMENTS)
     if clip is not None and not is_binary:
         damage, limit = np.clip(damage, -clip, clip), min(clip, limit or clip)
-        assumptions += f" Differences beyond ±{clip:g} count as ±{clip:g}."
+        assumptions += (f"Differences beyond ±{clip:g} count as ±{clip:g}.",)
     test = _fitting_test(damage, is_binary, limit, 1 - confidence)
     return _certificate(
         damage, test, tolerance, confidence, metric=metric, before=float(before.mean()), after=_mean(after),
@@ -233,7 +234,7 @@ def certify_agreement(changed: ArrayLike, *, tolerance: float | None, confidence
     )
     return _certificate(
         damage, test, tolerance, confidence, metric="agreement", before=1.0, after=1 - float(damage.mean()),
-        assumptions=f"{ASSUMES} {UNCHANGED}", unit="samples", not_finite=0,
+        assumptions=(ASSUMES, UNCHANGED), unit="samples", not_finite=0,
     )  # fmt: skip
 
 
@@ -272,7 +273,7 @@ def _certificate(
     metric: str,
     before: float,
     after: float,
-    assumptions: str,
+    assumptions: tuple[str, ...],
     unit: str,
     not_finite: int,
 ) -> Certificate:
@@ -328,11 +329,11 @@ def _betting_test(damage: Floats, limit: float, alpha: float) -> _Test:
     # Bets are made one after the other. An order of its own, drawn before the data, keeps a file that is sorted
     # (by class, say) from looking like a stream that changes.
     shuffled = np.random.default_rng(ORDER_SEED).permutation(damage)
-    variance = float(damage.var())
+    mean, variance = float(damage.mean()), float(damage.var())
     return _Test(
         lambda t, level: betting_p_value(shuffled, limit, t, alpha),
         limit,
-        lambda t: mean_size(t - float(damage.mean()), variance, alpha, betting=True),
+        lambda t: betting_size(mean, variance, limit, t, alpha),
         "betting on the paired differences (Waudby-Smith & Ramdas 2020)",
         "anytime",
     )
@@ -351,7 +352,7 @@ def _t_test(damage: Floats, alpha: float) -> _Test:
     return _Test(
         p_value,
         math.inf,
-        lambda t: mean_size(t - mean, spread**2, alpha, betting=False),
+        lambda t: mean_size(t - mean, spread**2, alpha),
         "paired t-test",
         "asymptotic",
         # The upper end of the one-sided interval, not below 0.

@@ -4,6 +4,7 @@ import math
 
 from scipy import stats
 
+from secateur.allocation.betting import largest_bet
 from secateur.allocation.paired_score import NUISANCE_LEVEL, restricted_share
 from secateur.errors import ArgumentError
 
@@ -68,22 +69,37 @@ def share_size(tolerance: float, share: float, alpha: float, power: float = POWE
     return max(found, math.ceil(math.log(alpha) / math.log1p(-tolerance)))
 
 
-def mean_size(gap: float, variance: float, alpha: float, power: float = POWER, *, betting: bool) -> int | None:
-    """Samples with which a mean damage that lies `gap` below the tolerance would be certified.
+def mean_size(gap: float, variance: float, alpha: float, power: float = POWER) -> int | None:
+    """Samples with which a t-test would certify a mean damage that lies `gap` below the tolerance.
 
-    For betting: the log capital after n bets of √(2 log(1/alpha) / (n variance)) is normal with mean
-    n bet gap - log(1/alpha) and variance 2 log(1/alpha), and must reach log(1/alpha).
-
-    >>> mean_size(0.01, 0.05, 0.05, betting=False), mean_size(0.0, 0.05, 0.05, betting=True)
+    >>> mean_size(0.01, 0.05, 0.05), mean_size(0.0, 0.05, 0.05)
     (3092, None)
     """
     if not gap > 0 or not math.isfinite(variance):
         return None
-    if not betting:
-        return max(2, _normal(alpha, power, gap, variance, variance))
-    double = 2 * math.log(1 / alpha)
-    reach = double + float(stats.norm.ppf(power)) * math.sqrt(double)
-    return max(1, math.ceil(variance * reach**2 / (double * gap**2)))
+    return max(2, _normal(alpha, power, gap, variance, variance))
+
+
+def betting_size(
+    mean: float, variance: float, limit: float, tolerance: float, alpha: float, power: float = POWER
+) -> int | None:
+    """Samples with damages of this mean and variance with which bets (see `betting_p_value`) would pass.
+
+    The log capital after n bets of √(2 log(1/alpha) / (n variance)) is normal with mean n bet gap - log(1/alpha) and
+    variance 2 log(1/alpha), and must reach log(1/alpha). Bets are bounded: even without variance it takes time.
+
+    >>> betting_size(0.0, 0.0, 1.0, 0.5, 0.05), betting_size(1.0, 0.0, 1.0, 1.0, 0.05)  # 1.75**n >= 20
+    (6, None)
+    """
+    gap = tolerance - mean
+    if not gap > 0:
+        return None
+    goal = math.log(1 / alpha)
+    reach = 2 * goal + float(stats.norm.ppf(power)) * math.sqrt(2 * goal)
+    return max(
+        math.ceil(variance * reach**2 / (2 * goal * gap**2)),
+        math.ceil(goal / math.log1p(largest_bet(limit, tolerance) * gap / (2 * limit))),
+    )
 
 
 def _normal(alpha: float, power: float, gap: float, at_tolerance: float, variance: float) -> int:

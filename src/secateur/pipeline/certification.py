@@ -52,7 +52,11 @@ class Certification:
 
     def __str__(self) -> str:
         """The statements, the tests, and what must be true of the data."""
-        assumed = list(dict.fromkeys(part.assumptions for part in self.parts))
+        return "\n".join([*(part.sentence() for part in self.shown()), self.grounds()])
+
+    def grounds(self) -> str:
+        """The tests, and what must be true of the data."""
+        assumed = list(dict.fromkeys(sentence for part in self.parts for sentence in part.assumptions))
         if len(self.parts) > 1:
             assumed.append(TOGETHER)
         if self.number is None:
@@ -60,8 +64,7 @@ class Certification:
         elif self.number > 1:
             assumed.append(AGAIN.format(number=self.number))
         tests = dict.fromkeys(part.method for part in self.parts)
-        statements = "\n".join(part.sentence() for part in self.shown())
-        return f"{statements}\nTest: {'; '.join(tests)}.\nAssumed: {' '.join(assumed)}"
+        return f"Test: {'; '.join(tests)}.\nAssumed: {' '.join(assumed)}"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -101,8 +104,8 @@ class SequenceCertification:
 
     def __str__(self) -> str:
         """The outcome, and what must be true."""
-        assumed = str(self.steps[self.shipped or 0]).partition("\n")[2]
         return (
-            f"{self.sentence()}\n{assumed} The order of the candidates was fixed without these test data; a later "
+            f"{self.sentence()}\n{self.steps[self.shipped or 0].grounds()} "
+            "The order of the candidates was fixed without these test data; a later "
             "candidate may depend on the earlier ones having passed, but not on their scores."
         )

@@ -202,6 +202,7 @@ def _certificate(certificate: Certificate | None) -> CertificateData | None:
     if certificate is None:
         return None
     fields = {k: v for k, v in certificate.to_dict().items() if k != "drop_error"}
+    fields["assumptions"] = " ".join(certificate.assumptions)
     return CertificateData(sentence=certificate.sentence(), **fields)
 
 
