@@ -98,6 +98,7 @@ def test_report_save_and_load(within_tolerance: sc.Result, tmp_path: Path) -> No
     within_tolerance.save(tmp_path / "pruned")
     loaded = sc.load(Net, tmp_path / "pruned").eval()
     assert torch.equal(loaded(ARGS[0]), within_tolerance.model(ARGS[0]))
+    assert within_tolerance.certificate.sentence() in " ".join(str(within_tolerance).split())
 
 
 def test_controls_have_the_same_cost(within_tolerance: sc.Result) -> None:

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from report.example import bare, example
 from secateur.report.formats import damage_text, quantity, shorten
 from secateur.report.schema import ControlRow, CostRow, CurveData, QualityRow
-from secateur.report.tables import control_table, curves_table, summary_table, to_text
+from secateur.report.tables import control_table, curves_table, outcome, summary_table, to_text
 
 NAMES = st.one_of(st.text(max_size=200), st.text("layer.0123[/]\x1b\n名前é", max_size=200))
 NUMBERS = st.one_of(st.none(), st.floats(), st.floats(-1, 1))
@@ -39,6 +39,7 @@ def test_tables_fit_80_columns(title, name, metric, unit, numbers):
         text = to_text(table)
         assert widest(text) <= 80
         assert "\x1b" not in text
+    assert widest(outcome(data)) <= 80
 
 
 @given(NAMES, st.integers(1, 60))
@@ -110,3 +111,12 @@ def test_quantities(value, unit, wanted):
 def test_no_negative_zero():
     assert damage_text(-0.00001, True) == "0.00"
     assert damage_text(-0.0, False) == "0"
+
+
+def test_the_outcome_says_what_was_gained_what_holds_and_what_it_assumes():
+    data = example(2)
+    said = " ".join(outcome(data).split())
+    assert data.certificate is not None
+    for text in (data.certificate.sentence, data.certificate.assumptions, *data.warnings, "random"):
+        assert " ".join(text.split()) in said
+    assert "random" not in outcome(data.model_copy(update={"controls": data.controls[:1]}))

@@ -230,15 +230,6 @@ def _set_threads(threads: int) -> None:
 
 
 def _show(data: "ReportData") -> None:
-    from rich.text import Text
+    from secateur.report.tables import outcome
 
-    from secateur.report.tables import control_table, summary_table, to_text
-
-    typer.echo(to_text(summary_table(data)))
-    if len(data.controls) > 1:
-        typer.echo(to_text(control_table(data)))
-    if data.certificate is not None:
-        typer.echo(to_text(Text(data.certificate.sentence)).rstrip())
-        typer.echo(to_text(Text(f"Assumed: {data.certificate.assumptions}")).rstrip())
-    for warning in data.warnings:
-        typer.echo(to_text(Text(f"note: {warning}")).rstrip())
+    typer.echo(outcome(data))

@@ -9,6 +9,7 @@ from secateur.allocation.certificate import Certificate
 from secateur.pipeline.task import Damage
 from secateur.report.html import render_html
 from secateur.report.schema import ReportData
+from secateur.report.tables import outcome
 from secateur.storage.atomic import write_text
 from secateur.storage.saved_model import save_model
 from secateur.surgery.plan import Plan
@@ -17,7 +18,7 @@ from secateur.types import Curves
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A pruned model, what it cost, and why it looks as it does.
+    """A pruned model, what it cost, and why it looks as it does; printed, it says the main of that.
 
     Attributes:
         model: the smaller model, an instance of the user's own class, in eval mode; under `fallback="graph"` it may
@@ -37,6 +38,10 @@ class Result:
     certificate: Certificate | None
     curves: Curves
     report_data: ReportData
+
+    def __str__(self) -> str:
+        """What became smaller, what it cost beside the controls, and the certificate."""
+        return outcome(self.report_data)
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file, and `report.json` beside it."""

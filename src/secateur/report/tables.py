@@ -12,11 +12,22 @@ from secateur.report.formats import damage_text, error_text, metric_text, percen
 from secateur.report.headline import change, headline
 from secateur.report.schema import CurveData, ReportData
 
-__all__ = ["control_table", "curves_table", "shorten", "summary_table", "to_text"]
+__all__ = ["control_table", "curves_table", "outcome", "shorten", "summary_table", "to_text"]
 
 WIDTH = 80
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 NEAR = 0.05
+
+
+def outcome(data: ReportData) -> str:
+    """All that a run says in the end: tables, the certificate with what it assumes, and warnings."""
+    parts = [to_text(summary_table(data))]
+    if len(data.controls) > 1:
+        parts.append(to_text(control_table(data)))
+    if data.certificate is not None:
+        parts.append(to_text(Text(data.certificate.sentence)).rstrip())
+        parts.append(to_text(Text(f"Assumed: {data.certificate.assumptions}")).rstrip())
+    return "\n".join([*parts, *(to_text(Text(f"note: {warning}")).rstrip() for warning in data.warnings)])
 
 
 def summary_table(data: ReportData) -> RenderableType:
