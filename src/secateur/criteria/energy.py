@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from secateur.criteria.activations import moments_of, variance
@@ -24,11 +25,40 @@ def summed_over_maps(criterion: _OfWeights, group: Group, statistics: Statistics
     return Measured(element_parts(slices, statistics, criterion.weights))
 
 
-def _weighed(who: object, name: str, statistics: Statistics, by: Callable[[Moments], Tensor]) -> Tensor:
-    """Squared weights times a number for each column."""
+def energy(matrix: Tensor, squares: Tensor) -> Tensor:
+    """Squared weights times a number for each column.
 
+    Args:
+        matrix: (groups, rows, columns).
+        squares: of the inputs, on average, or their variances: (groups, columns).
+
+    >>> energy(torch.tensor([[[3.0, -1.0]]]), torch.tensor([[1.0, 4.0]])).tolist()
+    [[[9.0, 4.0]]]
+    """
+    return matrix.square() * squares.unsqueeze(1)
+
+
+def relative_importance(matrix: Tensor, squares: Tensor, power: float) -> Tensor:
+    """Weights as shares of their row and of their column, times a power of the root mean square of the input.
+
+    Args:
+        matrix: (groups, rows, columns).
+        squares: of the inputs, on average: (groups, columns).
+        power: of their root.
+
+    >>> relative_importance(torch.tensor([[[3.0, -1.0]]]), torch.tensor([[1.0, 16.0]]), 0.5).tolist()
+    [[[1.75, 2.5]]]
+    """
+    size = matrix.abs()
+    # A row or column of zeros has no shares to give.
+    tiny = torch.finfo(size.dtype).tiny
+    shares = size / size.sum(2, keepdim=True).clamp(min=tiny) + size / size.sum(1, keepdim=True).clamp(min=tiny)
+    return shares * (squares.sqrt() ** power).unsqueeze(1)
+
+
+def _weighed(who: object, name: str, statistics: Statistics, by: Callable[[Moments], Tensor]) -> Tensor:
     def scores(consumer: Consumer, matrix: Tensor) -> Tensor:
-        return matrix.square() * by(moments_of(consumer, who)).unsqueeze(1)
+        return energy(matrix, by(moments_of(consumer, who)))
 
     return element_scores(name, statistics, scores, who)
 
@@ -141,11 +171,7 @@ class RIA:
         """Scores >= 0, in the parameter's shape."""
 
         def scores(consumer: Consumer, matrix: Tensor) -> Tensor:
-            size = matrix.abs()
-            # A row or column of zeros has no shares to give.
-            shares = sum(size / size.sum(dim, keepdim=True).clamp(min=1e-300) for dim in (1, 2))
-            inputs = _mean_square(moments_of(consumer, self)).sqrt() ** self.power
-            return shares * inputs.unsqueeze(1)
+            return relative_importance(matrix, _mean_square(moments_of(consumer, self)), self.power)
 
         return element_scores(parameter, statistics, scores, self)
 

@@ -49,6 +49,21 @@ class Magnitude:
         return scores_of(self, group, statistics)
 
 
+def lamp_shares(weight: Tensor) -> Tensor:
+    """Squares as shares of all squares that are not smaller; 0 where the weight is.
+
+    >>> lamp_shares(torch.tensor([1.0, 3.0]).sqrt()).round(decimals=6).tolist()
+    [0.25, 1.0]
+    """
+    squares = weight.square()
+    ascending = squares.flatten().sort().values
+    not_smaller = ascending.flip(0).cumsum(0).flip(0)
+    # The first of equal weights: they all count one another.
+    first = torch.searchsorted(ascending, squares.flatten())
+    shares = squares.flatten() / not_smaller[first]
+    return torch.where(squares > 0, shares.reshape(squares.shape), 0.0)
+
+
 @dataclass(frozen=True)
 class LAMP:
     """Squared weight as a share of all squares in its layer that are not smaller, summed over a unit.
@@ -69,13 +84,7 @@ class LAMP:
 
     def weights(self, parameter: str, statistics: Statistics) -> Tensor:
         """Shares in (0, 1]; 0 where the weight is."""
-        squares = statistics.weights[parameter].double().cpu().square()
-        ascending = squares.flatten().sort().values
-        not_smaller = ascending.flip(0).cumsum(0).flip(0)
-        # The first of equal weights: they all count one another.
-        first = torch.searchsorted(ascending, squares.flatten())
-        shares = squares.flatten() / not_smaller[first]
-        return torch.where(squares > 0, shares.reshape(squares.shape), 0.0)
+        return lamp_shares(statistics.weights[parameter].double().cpu())
 
     def measured(self, group: Group, statistics: Statistics) -> Measured:
         """Of each slice the sum."""

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.allocation.knapsack import multiple_choice_knapsack
+from secateur.criteria.magnitude import lamp_shares
 from secateur.data import Batch, BatchFn, as_batches, to_device
 from secateur.errors import ArgumentError, NumericalError
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode, named_state
 from secateur.progress import NoProgress, Progress
 from secateur.sparsity.curvature import curvature_of
-from secateur.sparsity.method import Method
+from secateur.sparsity.method import Masked, Method
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import Pattern, Unstructured, check_sparsity, lowest, removed
 from secateur.sparsity.plan import SparsityPlan
@@ -117,24 +118,12 @@ class Global:
     def shares(self, asked: Asked) -> dict[str, float]:
         """How many of the lowest scores lie in each weight."""
         _check_any(asked.pattern, "Global")
-        flat = {name: matrix.square().flatten() for name, matrix in asked.matrices().items()}
-        if self.score == "lamp":
-            flat = {name: lamp(squares) for name, squares in flat.items()}
+        score = lamp_shares if self.score == "lamp" else torch.abs
+        flat = {name: score(matrix).flatten() for name, matrix in asked.matrices().items()}
         scores = torch.cat([values.cpu() for values in flat.values()])
         gone = lowest(scores.unsqueeze(0), removed(len(scores), asked.level))[0]
         parts = torch.split(gone, [len(values) for values in flat.values()])
         return {name: float(part.double().mean()) for name, part in zip(flat, parts, strict=True)}
-
-
-def lamp(squares: Tensor) -> Tensor:
-    """Each over the sum of those that are no smaller.
-
-    >>> lamp(torch.tensor([1.0, 3.0])).tolist()
-    [0.25, 1.0]
-    """
-    ascending, order = squares.sort(stable=True)
-    above = ascending.flip(0).cumsum(0).flip(0)
-    return torch.empty_like(squares).scatter_(0, order, ascending / above.clamp(min=torch.finfo(above.dtype).tiny))
 
 
 @dataclass(frozen=True)
@@ -158,8 +147,8 @@ class OWL:
         outliers: dict[str, float] = {}
         with asked.progress.stage("outliers", len(asked.weights)) as advance:
             for weight, seen in weights_with_inputs(asked.model, asked.batches, asked.weights):
-                inputs = curvature_of(seen.fit.gram, weight.name, centred=False).moments.diagonal(dim1=1, dim2=2).sqrt()
-                scores = weight.matrix(state).abs() * inputs.unsqueeze(1).to(state[weight.place.name].device)
+                curvature = curvature_of(seen.fit.gram, weight.name, centred=False)
+                scores = Masked("wanda").scores(weight.matrix(state), curvature.to(state[weight.place.name].device))
                 outliers[weight.name] = float((scores > self.multiple * scores.mean()).double().mean())
                 advance(1, weight.name)
         low, high = min(outliers.values()), max(outliers.values())

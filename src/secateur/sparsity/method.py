@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from secateur.criteria.energy import energy, relative_importance
 from secateur.errors import ArgumentError
 from secateur.sparsity.curvature import Curvature
 from secateur.sparsity.patterns import Pattern
@@ -86,16 +87,13 @@ class Masked:
         Raises:
             ArgumentError: there is no such score.
         """
-        size = matrix.abs()
-        inputs = curvature.moments.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().unsqueeze(1)
+        squares = curvature.moments.diagonal(dim1=1, dim2=2).clamp(min=0)
         if self.by == "magnitude":
-            return size
+            return matrix.abs()
         if self.by == "wanda":
-            return size * inputs
+            return energy(matrix, squares).sqrt()
         if self.by == "ria":
-            tiny = torch.finfo(size.dtype).tiny
-            shares = size / size.sum(2, keepdim=True).clamp(min=tiny) + size / size.sum(1, keepdim=True).clamp(min=tiny)
-            return shares * inputs.sqrt()
+            return relative_importance(matrix, squares, power=0.5)
         raise ArgumentError(f'Masked(by={self.by!r}): there are "magnitude", "wanda" and "ria"')
 
 
