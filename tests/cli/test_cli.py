@@ -43,7 +43,7 @@ def test_a_good_recipe_and_overrides(tmp_path: Path) -> None:
         (GOOD + "critrion: l1\n", r"unknown key 'critrion'; did you mean 'criterion'\?"),
         (GOOD.replace("kind: digits", "kind: digits, batchsize: 3"), r"'data.*batchsize'; did you mean 'batch_size'"),
         (GOOD + "folds: many\n", "folds: got 'many'"),
-        (GOOD + "budget: {macs: 0.5}\n", "exactly one of tolerance and budget"),
+        (GOOD + "budget: {macs: 0.5}\n", "exactly one of tolerance, budget and sparsify"),
         (GOOD.replace("0.02", "1.5"), "tolerance: got 1.5"),
         ("data: {kind: digits}\ntolerance: 0.1\n", "'model' is missing"),
         ("- a\n- b\n", "holds a list"),

@@ -19,7 +19,7 @@ from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
 from secateur.cli.recipe import load_recipe
 from secateur.zoo.digits import digits_cnn
 
-COMMANDS = ("demo", "inspect", "scan", "prune", "certify", "report")
+COMMANDS = ("demo", "inspect", "scan", "prune", "sparsify", "certify", "report")
 
 
 @pytest.fixture

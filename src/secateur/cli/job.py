@@ -6,13 +6,20 @@ from pathlib import Path
 from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_retraining, load_scope
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
+from secateur.errors import RecipeError
 from secateur.pipeline.prune import prune
 from secateur.pipeline.result import Result
 from secateur.types import Budget
 
 
 def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Path) -> Result:
-    """Load the trained model and prune it as the recipe says; resumes in `out`."""
+    """Load the trained model and prune it as the recipe says; resumes in `out`.
+
+    Raises:
+        RecipeError: the recipe asks for zeros instead.
+    """
+    if recipe.sparsify is not None:
+        raise RecipeError("the recipe has a sparsify: part, which removes nothing: run `secateur sparsify` instead")
     scope = load_scope(recipe)
     return prune(
         load_dense(recipe.model, allowed),

@@ -125,6 +125,22 @@ def prune(
 
 
 @app.command(epilog=EPILOG)
+def sparsify(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Directory for the sparse model; what is there is replaced.")],
+    set_: Overrides = None,
+    allow_import: Allowed = None,
+    threads: Threads = 0,
+) -> None:
+    """Make single weights zero without training, in the shape that the network has; measure, and save it."""
+    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
+    from secateur.cli.sparsify import sparsified
+
+    typer.echo(sparsified(loaded, splits, allowed, out))
+    typer.echo(f"\nModel: {out.resolve()}")
+
+
+@app.command(epilog=EPILOG)
 def certify(
     recipe: RecipePath,
     pruned: Annotated[

@@ -4,28 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from secateur.cli.recipe_errors import explain
+from secateur.cli.recipe_part import Names, Numbers, Part
+from secateur.cli.recipe_sparsity import SparsifyPart
 from secateur.cli.yaml_file import parse_yaml, read_text
 from secateur.errors import RecipeError
 
 EXPERTS = ("expert",)
 SPLITS = ("train", "validation", "test")
 
-# Lists of YAML become tuples; their elements stay strict.
-Numbers = Annotated[tuple[float, ...], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
 # One number for all groups, or glob of group names -> number.
 AtLeastOne = Annotated[int, Field(ge=1)]
 Width = AtLeastOne | dict[str, AtLeastOne]
 Fallback = Literal["error", "graph"]
-
-
-class Part(BaseModel):
-    """A strict, immutable part of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Rows(Part):
@@ -52,7 +45,7 @@ class ModelPart(Part):
 
     ref: str
     weights: str | None = None
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     example_batch: int = Field(64, ge=1)
 
 
@@ -117,7 +110,7 @@ class PythonData(Part):
 
     kind: Literal["python"]
     ref: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
 
 DataPart = DigitsData | ImagesData | LinesData | CharactersData | PythonData
@@ -179,6 +172,7 @@ class Recipe(Part):
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     tolerance: float | None = Field(None, gt=0, lt=1)
     budget: BudgetPart | None = None
+    sparsify: SparsifyPart | None = None
     criterion: CriterionName = "taylor"
     sparsities: Numbers = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     folds: int = Field(5, ge=2)
@@ -203,8 +197,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if (self.tolerance is None) == (self.budget is None):
-            raise ValueError("give exactly one of tolerance and budget")
+        if [self.tolerance, self.budget, self.sparsify].count(None) != 2:
+            raise ValueError("give exactly one of tolerance, budget and sparsify")
         return self
 
 
