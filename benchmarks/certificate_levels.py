@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 from secateur.allocation.betting import log_capital
 from secateur.allocation.paired_score import exact_p_value, score_statistic
@@ -51,12 +51,12 @@ def sizes(n: int, tolerance: float) -> list[dict[str, object]]:
     passes = edge(n, exact(n, tolerance))
     naive = edge(n, lambda lost, gained: (lost - gained) / n <= tolerance)
     grid = np.unique([*DISCORDANCES, *np.geomspace(tolerance, LARGEST, 60)])
-    everywhere = max(probability(n, passes, d, tolerance) for d in grid if d >= tolerance)
+    everywhere = max(size(n, passes, d, tolerance) for d in grid if d >= tolerance)
     return [
         {
             "tolerance": tolerance,
             "discordance": d,
-            "size": probability(n, passes, d, tolerance),
+            "size": size(n, passes, d, tolerance),
             "naive": probability(n, naive, d, tolerance),
             "largest_size_at_any_discordance": everywhere,
         }
@@ -74,6 +74,7 @@ def power_table(n: int, tolerance: float, drop: float) -> list[dict[str, float]]
             "discordance": d,
             "power_exact": probability(n, passes, d, drop),
             "power_asymptotic": probability(n, normal, d, drop),
+            "power_of_any_test": envelope(n, tolerance, d, drop),
             "size_asymptotic": probability(n, normal, d, tolerance),
             "largest_certified_drop": (2 * int(passes[round(n * d)]) - round(n * d)) / n,
         }
@@ -108,6 +109,44 @@ def probability(n: int, passes: np.ndarray, discordance: float, drop: float) -> 
     weights = stats.binom.pmf(total, n, discordance)
     inside = stats.binom.cdf(passes, total, min((discordance + drop) / (2 * discordance), 1.0))
     return float((weights * inside).sum())
+
+
+def size(n: int, passes: np.ndarray, discordance: float, drop: float) -> float:
+    """The same, with the probability of all outcomes that were not enumerated on top."""
+    return probability(n, passes, discordance, drop) + float(stats.binom.sf(len(passes) - 1, n, discordance))
+
+
+def envelope(n: int, tolerance: float, discordance: float, drop: float) -> float:
+    """An upper bound on the power of all tests of this level: that of the best test of one simple hypothesis.
+
+    By Neyman and Pearson (1933), no test that holds its level where the drop equals the tolerance and the
+    discordance is `d` has more power than their likelihood-ratio test, rejecting at random at its edge. The least
+    favourable `d` gives the closest bound.
+    """
+    true = (discordance + drop) / 2, (discordance - drop) / 2
+    spread = 9 * math.sqrt(n * discordance)
+    lost, gained = np.meshgrid(*(np.arange(max(0, int(n * p - spread)), int(n * p + spread) + 2) for p in true))
+    both = log_probability(n, lost, gained, *true)
+
+    def power(d: float) -> float:
+        null = log_probability(n, lost, gained, (d + tolerance) / 2, (d - tolerance) / 2)
+        order = np.argsort((null - both).ravel(), kind="stable")
+        level = np.cumsum(np.exp(null.ravel()[order]))
+        inside = int(np.searchsorted(level, ALPHA))
+        chances = np.exp(both.ravel()[order])
+        left = ALPHA - (level[inside - 1] if inside else 0.0)
+        return float(chances[:inside].sum() + chances[inside] * left / (level[inside] - (ALPHA - left)))
+
+    lowest = max(tolerance * 1.001, discordance * 0.8)
+    return float(optimize.minimize_scalar(power, bounds=(lowest, discordance * 1.25), method="bounded").fun)
+
+
+def log_probability(n: int, lost: np.ndarray, gained: np.ndarray, share_lost: float, share_gained: float) -> np.ndarray:
+    """Of a trinomial outcome."""
+    same = n - lost - gained
+    ways = special.gammaln(n + 1) - special.gammaln(lost + 1) - special.gammaln(gained + 1) - special.gammaln(same + 1)
+    chances = lost * math.log(share_lost) + gained * math.log(share_gained)
+    return np.asarray(ways + chances + same * math.log1p(-share_lost - share_gained))
 
 
 def betting(runs: int = 2000) -> list[dict[str, object]]:

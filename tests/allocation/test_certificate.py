@@ -39,12 +39,12 @@ def test_the_tail_probability_is_that_of_full_enumeration() -> None:
     observed = _score(np.array([b]), np.array([c]), n, eps)[0]
     region = [o for o in outcomes(n) if _score(np.array([o[0]]), np.array([o[1]]), n, eps)[0] <= observed + 1e-12]
     total = b + c
-    low = max(stats.beta.ppf(0.0005, total, n - total + 1), eps)
-    high = stats.beta.isf(0.0005, total + 1, n - total)
+    low = max(stats.beta.ppf(0.5e-4, total, n - total + 1), eps)
+    high = stats.beta.isf(0.5e-4, total + 1, n - total)
     grid = np.linspace(low, high, 200)
     largest = max(sum(trinomial(n, x, y, (d + eps) / 2, (d - eps) / 2) for x, y in region) for d in grid)
-    # Never below the largest, which the grid only approaches, and at most 0.2 % above it.
-    assert largest + 1e-3 <= exact_p_value(n, b, c, eps) <= 1.0021 * (largest + 1e-3)
+    # Never below the largest, which the grid only approaches, and at most 0.05 % above it.
+    assert largest + 1e-4 <= exact_p_value(n, b, c, eps) <= 1.0006 * (largest + 1e-4)
 
 
 def test_more_losses_never_help() -> None:

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from secateur.allocation.paired_score import (
+    NUISANCE_LEVEL,
     SLACK,
     _curvature,
     _region,
@@ -20,7 +21,7 @@ from secateur.allocation.paired_score import (
     ("n", "lost", "gained", "eps"), [(40, 2, 3, 0.1), (400, 3, 8, 0.01), (2000, 40, 25, 0.02), (60, 0, 0, 0.03)]
 )
 def test_no_point_of_a_fine_grid_lies_above_the_bound(n: int, lost: int, gained: int, eps: float) -> None:
-    nuisance, total = 1e-3, lost + gained
+    nuisance, total = NUISANCE_LEVEL, lost + gained
     low = max(stats.beta.ppf(nuisance / 2, total, n - total + 1) if total else 0.0, eps)
     high = max(stats.beta.isf(nuisance / 2, total + 1, n - total), eps)
     observed = score_statistic(np.array([lost]), np.array([gained]), n, eps)[0]

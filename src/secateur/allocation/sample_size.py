@@ -34,7 +34,7 @@ def sample_size(
         ArgumentError: a value outside its range.
 
     >>> sample_size(0.01, discordance=0.05), sample_size(0.02, discordance=0.05), sample_size(0.01, discordance=0.0)
-    (3187, 844, 301)
+    (3165, 838, 299)
     >>> sample_size(0.01, discordance=0.05, drop=0.01) is None
     True
     """
@@ -54,7 +54,7 @@ def sample_size(
 
 def nuisance_level(alpha: float) -> float:
     """Level that the exact test spends on the discordance."""
-    return min(NUISANCE_LEVEL, alpha / 50)
+    return min(NUISANCE_LEVEL, alpha / 500)
 
 
 def share_size(tolerance: float, share: float, alpha: float, power: float = POWER) -> int | None:
