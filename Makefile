@@ -1,5 +1,6 @@
 # make demo   creates .venv, installs, prunes two networks on bundled data and writes two reports
 # make test   the whole default suite, in the same .venv
+# make test-ray   scans on local Ray clusters, one of which loses a node
 # make test-zoo   the law of surgery on every network of the zoo, one plan each (half an hour on two cores)
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,6 +25,11 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
 
+# Ray clusters on this machine, reached over its loopback device only; a node is killed in the middle of a scan.
+test-ray: $(STAMP)
+	$(BIN)/pip install -q $(PIP_ARGS) -e ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray tests/sensitivity/test_ray.py
+
 # Every network of the zoo is held to the law of surgery; docs/SUPPORTED.md says what came of it.
 test-zoo: $(STAMP)
 	rm -f zoo.jsonl
@@ -39,4 +45,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: demo test test-slow test-zoo test-zoo-full lint
+.PHONY: demo test test-slow test-ray test-zoo test-zoo-full lint

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         StoreError,
         SurgeryError,
         TraceError,
+        WorkerError,
     )
     from secateur.graph.costs import costs
     from secateur.graph.groups import find_fixed, find_groups
@@ -53,7 +54,10 @@ if TYPE_CHECKING:
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
     from secateur.repairs.repair import Repaired, repair
+    from secateur.sensitivity.executor import Executor, SerialExecutor
+    from secateur.sensitivity.processes import ProcessExecutor
     from secateur.sensitivity.racing import Racing
+    from secateur.sensitivity.ray_cluster import RayExecutor
     from secateur.sensitivity.result import Scan
     from secateur.sensitivity.scan import scan
     from secateur.sparsity.allocate import ERK, OWL, Global, Measured, Sparsity, Uniform, sparsity_plan
@@ -94,6 +98,7 @@ _HOMES = {
     "DataError": "secateur.errors:DataError",
     "ERK": "secateur.sparsity.allocate:ERK",
     "EqualDamage": "secateur.allocation.objectives:EqualDamage",
+    "Executor": "secateur.sensitivity.executor:Executor",
     "FisherGate": "secateur.criteria.gradients:FisherGate",
     "FixedAxis": "secateur.types:FixedAxis",
     "Front": "secateur.allocation.front:Front",
@@ -124,10 +129,12 @@ _HOMES = {
     "Objective": "secateur.allocation.objectives:Objective",
     "Plan": "secateur.surgery.plan:Plan",
     "PlanError": "secateur.errors:PlanError",
+    "ProcessExecutor": "secateur.sensitivity.processes:ProcessExecutor",
     "Program": "secateur.graph.trace:Program",
     "RIA": "secateur.criteria.energy:RIA",
     "Racing": "secateur.sensitivity.racing:Racing",
     "Random": "secateur.criteria.chance:Random",
+    "RayExecutor": "secateur.sensitivity.ray_cluster:RayExecutor",
     "RecipeError": "secateur.errors:RecipeError",
     "Refined": "secateur.allocation.local_search:Refined",
     "Repaired": "secateur.repairs.repair:Repaired",
@@ -141,6 +148,7 @@ _HOMES = {
     "SecondOrderTaylor": "secateur.criteria.gradients:SecondOrderTaylor",
     "Selection": "secateur.allocation.selection:Selection",
     "SequenceCertification": "secateur.pipeline.certification:SequenceCertification",
+    "SerialExecutor": "secateur.sensitivity.executor:SerialExecutor",
     "SparseGPT": "secateur.sparsity.sparsegpt:SparseGPT",
     "Sparsified": "secateur.sparsity.sparsify:Sparsified",
     "Sparsity": "secateur.sparsity.allocate:Sparsity",
@@ -156,6 +164,7 @@ _HOMES = {
     "Unstructured": "secateur.sparsity.patterns:Unstructured",
     "Wanda": "secateur.criteria.energy:Wanda",
     "WandaGroup": "secateur.criteria.energy:WandaGroup",
+    "WorkerError": "secateur.errors:WorkerError",
     "allocate": "secateur.allocation.allocate:allocate",
     "certify": "secateur.pipeline.certify:certify",
     "certify_agreement": "secateur.allocation.certificate:certify_agreement",
@@ -218,6 +227,7 @@ __all__ = [
     "Curve",
     "DataError",
     "EqualDamage",
+    "Executor",
     "FisherGate",
     "FixedAxis",
     "Front",
@@ -241,9 +251,11 @@ __all__ = [
     "Objective",
     "Plan",
     "PlanError",
+    "ProcessExecutor",
     "Program",
     "Racing",
     "Random",
+    "RayExecutor",
     "RecipeError",
     "Refined",
     "Repaired",
@@ -256,6 +268,7 @@ __all__ = [
     "SecondOrderTaylor",
     "Selection",
     "SequenceCertification",
+    "SerialExecutor",
     "SparseGPT",
     "Sparsified",
     "Sparsity",
@@ -271,6 +284,7 @@ __all__ = [
     "Unstructured",
     "Wanda",
     "WandaGroup",
+    "WorkerError",
     "allocate",
     "certify",
     "certify_agreement",

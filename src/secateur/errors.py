@@ -10,6 +10,7 @@ SecateurError
   BudgetError         no allocation meets the budget
   NumericalError      a weight, statistic or loss is not finite, or a matrix is singular
   SavedModelError     a saved model is damaged, incomplete or for another architecture
+  WorkerError         workers that should measure points cannot, or all are lost
   StoreError          a run directory or curve store cannot be used
   RecipeError         a recipe is malformed, or names something it may not import
   MissingExtraError   an optional dependency is not installed
@@ -56,6 +57,10 @@ class NumericalError(SecateurError, ArithmeticError):
 
 class SavedModelError(SecateurError, RuntimeError):
     """A saved model is damaged, incomplete or for another architecture."""
+
+
+class WorkerError(SecateurError, RuntimeError):
+    """Workers that should measure points cannot make ready, or all are lost."""
 
 
 class StoreError(SecateurError, RuntimeError):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 done; 2 wrong usage or recipe; 3 data or metric; 4 model, trace or surgery; 5 budget out of "
-    "reach; 6 files; 1 a defect of secateur; 130 stopped by Ctrl-C (run the same command again to resume)."
+    "reach; 6 files; 7 workers were lost; 1 a defect of secateur; 130 stopped by Ctrl-C (run the same command again to resume)."
 )
 STOPPED = 130
 EXIT_CODES: tuple[tuple[type[errors.SecateurError], int], ...] = (
@@ -31,6 +31,7 @@ EXIT_CODES: tuple[tuple[type[errors.SecateurError], int], ...] = (
     (errors.BudgetError, 5),
     (errors.StoreError, 6),
     (errors.SavedModelError, 6),
+    (errors.WorkerError, 7),
 )
 
 app = typer.Typer(

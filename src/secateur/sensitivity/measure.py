@@ -68,6 +68,26 @@ Stopped = Callable[[Point], bool]
 
 
 @dataclass(frozen=True)
+class Unmeasured:
+    """A point that workers could not measure.
+
+    Attributes:
+        group: its name.
+        width: units kept in a row.
+        attempts: with this point alone.
+        reason: of the last one.
+    """
+
+    group: str
+    width: int
+    attempts: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.group} at width {self.width} ({self.attempts} attempts, {self.reason})"
+
+
+@dataclass(frozen=True)
 class Tally:
     """What a measurement took.
 
@@ -77,6 +97,7 @@ class Tally:
         stopped: that points did not need, as they stopped early.
         replayed: of those measured, from the first operator that a change reaches.
         why: some were not replayed; else empty.
+        unmeasured: points that were given up; they are missing in the curves.
     """
 
     measured: int = 0
@@ -84,6 +105,7 @@ class Tally:
     stopped: int = 0
     replayed: int = 0
     why: str = ""
+    unmeasured: tuple[Unmeasured, ...] = ()
 
     def __add__(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -93,6 +115,7 @@ class Tally:
             self.stopped + other.stopped,
             self.replayed + other.replayed,
             self.why or other.why,
+            tuple(dict.fromkeys((*self.unmeasured, *other.unmeasured))),
         )
 
 

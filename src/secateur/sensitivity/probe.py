@@ -1,9 +1,9 @@
-"""Silence units in a working copy, run it on validation data, and compare sample by sample."""
+"""Silence units, run what follows on validation data, and compare sample by sample."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -28,14 +28,14 @@ class Probe:
     """Measures what removing units costs, against a fixed baseline.
 
     Attributes:
-        model: a private copy, whose weights are silenced and restored in place.
+        model: what is measured; it is not changed.
         groups: what can be removed.
         scores: lowest-scored units are removed first.
         data: validation data, read in the same order each time.
         metric: per-sample metric.
         loss: per-sample loss.
         baseline: what damage is measured against.
-        program: of the model that `model` is a copy of; groups that are not exact are cut out of it.
+        program: of `model`; groups that are not exact are cut out of it.
         replay: runs what comes after the first operator that a change reaches; None if the program cannot be run
             so, and the whole model is run for each point.
         why: there is no replay; else empty.
@@ -93,13 +93,18 @@ class Probe:
             damage(self.baseline.loss[where], after.loss, -1),
         )
 
+    @cached_property
+    def _copy(self) -> nn.Module:
+        """Whose weights are silenced and restored in place; a scan by replay does without."""
+        return copy_of(self.model)
+
     @contextlib.contextmanager
     def _without(self, plan: Plan) -> Iterator[nn.Module]:
         """The model without what the plan removes: masked, or cut where masking would tell something else."""
         touched = [g for g in self.groups if g.name in plan.keep and len(plan.keep[g.name]) < g.size]
         if all(group.exact for group in touched):
-            with silenced(self.model, self.groups, plan):
-                yield self.model
+            with silenced(self._copy, self.groups, plan):
+                yield self._copy
             return
         if self.program is None:
             raise ArgumentError(
@@ -121,9 +126,9 @@ def probe(
     baseline: Evaluation,
     program: Program | None = None,
 ) -> Probe:
-    """A probe on a private copy of `model`; `program` is needed where groups are not exact, and for replay."""
+    """A probe of `model`; its program is needed where groups are not exact, and for replay."""
     replay, why = (None, "no program was given") if program is None else _replay(program)
-    return Probe(copy_of(model), groups, scores, data, metric, loss, baseline, program, replay, why)
+    return Probe(model, groups, scores, data, metric, loss, baseline, program, replay, why)
 
 
 def _replay(program: Program) -> tuple[Replay | None, str]:

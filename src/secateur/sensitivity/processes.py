@@ -1,147 +1,178 @@
-"""Measure points in several processes, each with a model and data of its own."""
+"""Measure points in several processes on this machine, each with a model of its own, all with the same weights."""
 
-import contextlib
 import multiprocessing
-import pickle
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from typing import Any
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
-import numpy as np
 import torch
 
-from secateur.errors import ArgumentError
-from secateur.graph.trace import trace
-from secateur.progress import Advance
-from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
-from secateur.sensitivity.probe import Probe, probe
-from secateur.sensitivity.racing import Racing
-from secateur.sensitivity.run import run_points
-from secateur.types import Floats
+from secateur.errors import ArgumentError, WorkerError
+from secateur.sensitivity.dispatch import Crew, Dispatcher
+from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.parcel import Mail, posted
+from secateur.sensitivity.probe import Probe
+from secateur.sensitivity.worker import Done, Failed, Message, Ready, Task, packed_parts, probe_of, reason_of, work
 
-TASKS_PER_WORKER = 3
-
-Known = tuple[str, int, Floats, Floats]
-"""Group, width, and what is known of its damage and its loss damage."""
-
-_prober: list[Probe] = []
-"""That of a worker; empty in the process that starts workers."""
+SECONDS_TO_END = 5.0
 
 
-@dataclass(frozen=True, eq=False)
-class Workers:
-    """Processes that wait for points.
+@dataclass(frozen=True)
+class ProcessExecutor:
+    """Measures in processes, which trace the model for themselves and share the memory of its weights and the data.
+
+    A script that uses it needs `if __name__ == "__main__":`, as each process imports it. A process that is lost is
+    replaced, and what it was measuring is measured again. The curves are those of a serial scan with as
+    many threads, bit for bit.
 
     Attributes:
-        pool: of the processes.
-        count: how many.
+        workers: processes.
+        threads: of torch, in each.
+        retries: of a point whose measurement ends its process or raises, before it is given up and reported.
+
+    >>> ProcessExecutor(4).threads
+    1
     """
 
-    pool: ProcessPoolExecutor
-    count: int
+    workers: int = 2
+    threads: int = 1
+    retries: int = 2
 
-    @staticmethod
-    @contextlib.contextmanager
-    def start(prober: Probe, count: int) -> Iterator["Workers"]:
-        """Start processes that measure what `prober` does; they end with the context.
+    def __post_init__(self) -> None:
+        check_counts(self.workers, self.threads, self.retries)
+
+    @contextmanager
+    def start(self, prober: Probe) -> Iterator[Measure]:
+        """Start the processes when there is something to measure; they end with the context.
+
+        What is then called raises these.
 
         Raises:
             ArgumentError: the probe has no program, or holds something that cannot be sent.
+            StoreError: the memory that is shared cannot be written.
+            WorkerError: the processes cannot make ready, or all are lost.
         """
-        if prober.program is None:
-            raise ArgumentError("workers trace the model for themselves, which needs its program; pass program=")
-        program = prober.program
-        parts = {
-            "the model": program.model,
-            "the example inputs": (program.args, dict(program.kwargs)),
-            "the groups": prober.groups,
-            "the scores": dict(prober.scores),
-            "the validation data": prober.data,
-            "the metric": prober.metric,
-            "the loss": prober.loss,
-            "the baseline": prober.baseline,
-        }
-        sent = tuple(_pickled(name, part) for name, part in parts.items())
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_set_up, initargs=sent) as pool:
-            yield Workers(pool, count)
+        with ExitStack() as stack:
 
-    def run(
-        self,
-        racing: Racing | None,
-        store: PointStore | None,
-        advance: Advance,
-        points: Sequence[Point],
-        boundaries: Sequence[float],
-    ) -> Tally:
-        """Fill in points; see `run_points`. The store is written to by this process, as parts of the points arrive.
+            def muster() -> Crew:
+                mail = stack.enter_context(posted(packed_parts(prober)))
+                return stack.enter_context(closing(_Processes(mail, self.workers, self.threads)))
 
-        Raises:
-            ArgumentError: a worker died.
-        """
-        total = Tally()
-        tasks = {
-            self.pool.submit(_measure, [_known(point) for point in own], racing, boundaries): own
-            for own in _parts(points, self.count * TASKS_PER_WORKER)
-        }
+            yield Dispatcher(prober, muster, self.workers, self.retries)
+
+
+def check_counts(workers: int, threads: int, retries: int) -> None:
+    """Raise an error where one of these is out of range."""
+    for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
+        if value < least:
+            raise ArgumentError(f"{name}={value} must be at least {least}")
+
+
+class _Processes:
+    """A crew of processes, one pipe each."""
+
+    def __init__(self, mail: Mail, count: int, threads: int) -> None:
+        self._sent = mail, threads
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[int, BaseProcess] = {}
+        self._pipes: dict[int, Connection] = {}
+        self._was_ready: set[int] = set()
+        for worker in range(count):
+            self._start(worker)
+
+    def give(self, worker: int, task: Task) -> None:
+        # Of a process that is gone we hear next.
+        with suppress(OSError):
+            self._pipes[worker].send(task)
+
+    def hear(self) -> tuple[int, Message]:
+        (pipe, *_) = wait(list(self._pipes.values()))
+        worker = next(number for number, own in self._pipes.items() if own is pipe)
         try:
-            for task in as_completed(tasks):
-                arrays, tally = task.result()
-                total += tally
-                for point, (damage, loss_damage) in zip(tasks[task], arrays, strict=True):
-                    is_new = int(np.isnan(point.damage).sum()) > int(np.isnan(damage).sum())
-                    point.damage[:], point.loss_damage[:] = damage, loss_damage
-                    if store is not None and is_new:
-                        store.put(point.key, {"damage": damage, "loss_damage": loss_damage}, point.label)
-                    advance(len(damage), point.group.name)
-        except BrokenProcessPool as error:
-            raise ArgumentError(
-                "a worker process died (out of memory, or a script without `if __name__ == '__main__':`); "
-                "points in the store are kept: try fewer workers"
-            ) from error
-        finally:
-            for task in tasks:
-                task.cancel()
-        return total
+            message: Message | _Unfit = self._pipes[worker].recv()
+        except (EOFError, OSError):
+            return worker, self._lost(worker)
+        if isinstance(message, _Unfit):
+            raise WorkerError(f"a worker process could not make ready: {message.reason}")
+        if isinstance(message, Ready):
+            self._was_ready.add(worker)
+        return worker, message
+
+    def close(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.close()
+        for process in self._processes.values():
+            # It may be in the middle of a task that nobody waits for any more.
+            process.terminate()
+        for process in self._processes.values():
+            process.join(SECONDS_TO_END)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _start(self, worker: int) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, *self._sent), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes[worker], self._pipes[worker] = process, ours
+
+    def _lost(self, worker: int) -> Failed:
+        process = self._processes.pop(worker)
+        self._pipes.pop(worker).close()
+        process.join()
+        reason = f"a worker process ended with {_ending(process.exitcode)}"
+        if worker in self._was_ready:
+            self._was_ready.discard(worker)
+            self._start(worker)
+        elif not self._processes:
+            raise WorkerError(
+                f"no worker process is left, the last one ended with {_ending(process.exitcode)} while it made ready: "
+                "too little memory for so many, or a script without `if __name__ == '__main__':`; points in the store "
+                "are kept"
+            )
+        return Failed(reason, lost=True)
 
 
-def _pickled(name: str, part: Any) -> bytes:
+@dataclass(frozen=True)
+class _Unfit:
+    """A worker could not make ready."""
+
+    reason: str
+
+
+def _ending(code: int | None) -> str:
+    """What an exit code says.
+
+    >>> _ending(-9), _ending(1)
+    ('signal SIGKILL (out of memory?)', 'exit code 1')
+    """
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    known = {member.value: member.name for member in signal.Signals}
+    return f"signal {known.get(-code, -code)}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+
+
+def _serve(pipe: Connection, mail: Mail, threads: int) -> None:
+    """The life of a worker process."""
+    # Ctrl-C reaches all processes; the one that started the others ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
     try:
-        return pickle.dumps(part)
+        prober = probe_of(mail.open())
     except Exception as error:
-        raise ArgumentError(
-            f"{name} cannot be sent to worker processes ({error}); use functions and classes of a module, "
-            "not lambdas or what is defined within a function, or workers=1"
-        ) from error
-
-
-def _set_up(*sent: bytes) -> None:
-    torch.set_num_threads(1)
-    model, (args, kwargs), groups, scores, data, metric, loss, baseline = map(pickle.loads, sent)
-    program = trace(model, args, kwargs)
-    _prober.append(probe(model, groups, scores, data, metric=metric, loss=loss, baseline=baseline, program=program))
-
-
-def _measure(
-    known: Sequence[Known], racing: Racing | None, boundaries: Sequence[float]
-) -> tuple[list[tuple[Floats, Floats]], Tally]:
-    (prober,) = _prober
-    groups = {group.name: group for group in prober.groups}
-    points = [
-        replace(make_point(prober, groups[name], width, "", None), damage=damage.copy(), loss_damage=loss.copy())
-        for name, width, damage, loss in known
-    ]
-    tally = run_points(prober, points, racing, boundaries, None, lambda steps=1, note="": None)
-    return [(point.damage, point.loss_damage) for point in points], tally
-
-
-def _known(point: Point) -> Known:
-    return point.group.name, point.width, point.damage, point.loss_damage
-
-
-def _parts(points: Sequence[Point], count: int) -> list[list[Point]]:
-    """At most `count` runs of points of about equal length; neighbours share the start of their program."""
-    size = max(1, -(-len(points) // count))
-    return [list(points[start : start + size]) for start in range(0, len(points), size)]
+        pipe.send(_Unfit(reason_of(error)))
+        return
+    pipe.send(Ready())
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            task = pipe.recv()
+            try:
+                pipe.send(Done(work(prober, task, pipe.send)))
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                pipe.send(Failed(reason_of(error)))

@@ -104,6 +104,8 @@ class Scan(Mapping[str, Curve]):
                 f"{' or '.join(f'{b:g}' for b in self.racing.boundaries)} with probability at most "
                 f"{self.racing.error:g}"
             )
+        if tally.unmeasured:
+            yield f"could not be measured, and left out: {'; '.join(map(str, tally.unmeasured))}"
         if tally.why and tally.replayed < tally.measured:
             yield f"not replayed, the whole model was run: {tally.why}"
         if self.suspicious:

@@ -28,9 +28,24 @@ def run_points(
     stages = drawn(prober.data, order, racing.stage, memory)
 
     def stopped(point: Point) -> bool:
-        return all(_side(prober, point, racing, order, boundary) is not None for boundary in boundaries)
+        return _is_clear(prober, point, racing, order, boundaries)
 
     return measure(prober, points, stages, store=store, stopped=stopped, advance=advance)
+
+
+def unsettled(
+    prober: Probe, points: Sequence[Point], racing: Racing | None, boundaries: Sequence[float]
+) -> list[Point]:
+    """Those of `points` that want more samples."""
+    wanting = [point for point in points if np.isnan(point.damage).any()]
+    if racing is None:
+        return wanting
+    order = racing.order(len(prober.baseline.metric))
+    return [point for point in wanting if not _is_clear(prober, point, racing, order, boundaries)]
+
+
+def _is_clear(prober: Probe, point: Point, racing: Racing, order: Samples, boundaries: Sequence[float]) -> bool:
+    return all(_side(prober, point, racing, order, boundary) is not None for boundary in boundaries)
 
 
 def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> Side | None:
@@ -42,7 +57,9 @@ def is_within(prober: Probe, point: Point, racing: Racing, boundary: float) -> b
     """Whether a point lies within a boundary, as far as its samples tell."""
     order = racing.order(len(prober.baseline.metric))
     found = _side(prober, point, racing, order, boundary)
-    return found == "below" or (found is None and _drawn_values(prober, point, racing, order)[0].mean() <= boundary)
+    values, _ = _drawn_values(prober, point, racing, order)
+    # Without any value it could not be measured.
+    return found == "below" or (found is None and len(values) > 0 and values.mean() <= boundary)
 
 
 def _drawn_values(

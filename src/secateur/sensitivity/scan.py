@@ -1,9 +1,7 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,19 @@ from torch import fx, nn
 
 from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, WorkerError
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
-from secateur.progress import Advance, NoProgress, Progress
+from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.bisection import bisect as halve
+from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.probe import Probe, probe
-from secateur.sensitivity.processes import Workers
+from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan
-from secateur.sensitivity.run import is_within, run_points
+from secateur.sensitivity.run import is_within
 from secateur.surgery.plan import Scores, kept_width
 from secateur.types import Curve, Group
 
@@ -45,6 +44,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     batch_fn: BatchFn | None = None,
     racing: Racing | None = None,
     workers: int = 1,
+    executor: Executor | None = None,
     store: PointStore | None = None,
     progress: Progress | None = None,
 ) -> Scan:
@@ -65,8 +65,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         batch_fn: takes apart batches of an unusual shape.
         racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
             With its `bisect`, curves have the levels that were measured on the way.
-        workers: processes that measure; each has a copy of the model and the data, traces it anew and computes with
-            one thread. A script that asks for more than one needs `if __name__ == "__main__":`.
+        workers: more than one measure in so many processes; short for `executor=ProcessExecutor(workers)`.
+        executor: where points are measured: `ProcessExecutor` or `RayExecutor`; None = in this process.
         store: measured points are looked up and kept here.
         progress: shown while running.
 
@@ -75,6 +75,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
 
     Raises:
         ArgumentError: a sparsity outside (0, 1), or something that cannot be sent to other processes.
+        WorkerError: all workers were lost. Points that only some workers were lost over, again and again, are left out
+            of the curves and named in the table.
         NumericalError: metric or loss of the whole model is not finite.
     """
     data = as_batches(validation, "validation", batch_fn)
@@ -89,6 +91,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         sparsities=sparsities,
         racing=racing,
         workers=workers,
+        executor=executor,
         store=store,
         progress=progress,
     )
@@ -100,12 +103,12 @@ def measure_curves(
     sparsities: Sequence[float] = SPARSITIES,
     racing: Racing | None = None,
     workers: int = 1,
+    executor: Executor | None = None,
     store: PointStore | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
-    if workers < 1:
-        raise ArgumentError(f"workers={workers} must be at least 1")
+    chosen = chosen_executor(workers, executor)
     context = context_key(prober) if store is not None else ""
     levels = {
         group.name: [make_point(prober, group, width, context, store) for width in _widths(group, sparsities)[1:]]
@@ -114,20 +117,19 @@ def measure_curves(
     most = max(map(len, levels.values()), default=0)
     bisect = racing is not None and racing.bisect
     count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(
-            (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric))
-        )
-        run = (
-            partial(_here, prober, racing, store, advance)
-            if workers == 1
-            else partial(stack.enter_context(Workers.start(prober, workers)).run, racing, store, advance)
-        )
+    stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric))
+    with stage as advance, chosen.start(prober) as measure:
+
+        def run(points: Sequence[Point], boundaries: Sequence[float]) -> Tally:
+            return measure(points, racing, boundaries, store, advance)
+
         if racing is not None and racing.bisect:
             tally = _bisected(prober, levels, racing, run)
         else:
             points = [point for own in levels.values() for point in own]
             tally = run(points, racing.boundaries if racing else ())
+    if tally.unmeasured and not tally.measured + tally.stored:
+        raise WorkerError(f"no point could be measured: {tally.unmeasured[0]}")
     return Scan(
         {group.name: _curve(prober, group, levels[group.name]) for group in prober.groups},
         metric=prober.metric.name,
@@ -136,15 +138,17 @@ def measure_curves(
     )
 
 
-def _here(
-    prober: Probe,
-    racing: Racing | None,
-    store: PointStore | None,
-    advance: Advance,
-    points: Sequence[Point],
-    boundaries: Sequence[float],
-) -> Tally:
-    return run_points(prober, points, racing, boundaries, store, advance)
+def chosen_executor(workers: int, executor: Executor | None) -> Executor:
+    """The executor that is meant by these two arguments of `scan`.
+
+    >>> chosen_executor(2, None), chosen_executor(1, None)
+    (ProcessExecutor(workers=2, threads=1, retries=2), SerialExecutor())
+    """
+    if executor is None:
+        return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
+    if workers != 1:
+        raise ArgumentError(f"workers={workers} and executor={executor} say two things; pass one of them")
+    return executor
 
 
 def _bisected(prober: Probe, levels: Mapping[str, Sequence[Point]], racing: Racing, run: Run) -> Tally:

@@ -1,0 +1,172 @@
+"""What a worker does: open what it was sent, then measure the points of one task after the other."""
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import ArgumentError
+from secateur.graph.trace import trace
+from secateur.sensitivity.measure import Point, Tally, make_point
+from secateur.sensitivity.parcel import Parcel, pack
+from secateur.sensitivity.probe import Probe, probe
+from secateur.sensitivity.racing import Racing
+from secateur.sensitivity.run import run_points
+from secateur.types import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A point, as it is sent to a worker.
+
+    Attributes:
+        group: its name.
+        width: units kept in a row.
+        damage: what is measured already; None = nothing.
+        loss_damage: likewise.
+    """
+
+    group: str
+    width: int
+    damage: Floats | None
+    loss_damage: Floats | None
+
+    @staticmethod
+    def of(point: Point) -> "Known":
+        """What a worker needs to know of a point."""
+        if np.isnan(point.damage).all():
+            return Known(point.group.name, point.width, None, None)
+        return Known(point.group.name, point.width, point.damage, point.loss_damage)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Points to measure in one go; neighbours share the start of their program."""
+
+    points: Sequence[Known]
+    racing: Racing | None
+    boundaries: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker waits for a task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What is known by now of a point; sent every few seconds, and when it has samples enough.
+
+    Attributes:
+        position: of the point in its task.
+        damage: NaN where nothing is measured yet.
+        loss_damage: likewise.
+    """
+
+    position: int
+    damage: Floats
+    loss_damage: Floats
+
+
+@dataclass(frozen=True)
+class Done:
+    """All points of the task have been sent."""
+
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The task ended before all points were measured.
+
+    Attributes:
+        reason: in words.
+        lost: the worker is gone too.
+    """
+
+    reason: str
+    lost: bool = False
+
+
+Message = Ready | Measured | Done | Failed
+
+
+def packed_parts(prober: Probe, pickler: type[pickle.Pickler] = pickle.Pickler) -> Parcel:
+    """All that a worker needs to measure what `prober` does.
+
+    Raises:
+        ArgumentError: the probe has no program, or holds something that cannot be sent.
+    """
+    parts = _parts_of(prober)
+    try:
+        return pack(parts, pickler)
+    except Exception as error:
+        raise ArgumentError(
+            f"{_unsendable(parts, pickler)} cannot be sent to workers ({error}); use functions and classes of a "
+            "module, not lambdas or what is defined within a function, or workers=1"
+        ) from error
+
+
+def _unsendable(parts: Mapping[str, Any], pickler: type[pickle.Pickler]) -> str:
+    for name, part in parts.items():
+        try:
+            pack(part, pickler)
+        except Exception:
+            return name
+    return "the probe"
+
+
+def _parts_of(prober: Probe) -> dict[str, Any]:
+    if prober.program is None:
+        raise ArgumentError("workers trace the model for themselves, which needs its program; pass program=")
+    return {
+        "the model": prober.program.model,
+        "the example inputs": (prober.program.args, dict(prober.program.kwargs)),
+        "the groups": prober.groups,
+        "the scores": dict(prober.scores),
+        "the validation data": prober.data,
+        "the metric": prober.metric,
+        "the loss": prober.loss,
+        "the baseline": prober.baseline,
+    }
+
+
+def probe_of(parts: Mapping[str, Any]) -> Probe:
+    """The probe of which these are the parts; the model is traced anew."""
+    model, (args, kwargs), groups, scores, data, metric, loss, baseline = parts.values()
+    program = trace(model, args, kwargs)
+    return probe(model, groups, scores, data, metric=metric, loss=loss, baseline=baseline, program=program)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line, for people."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def work(prober: Probe, task: Task, send: Callable[[Measured], None]) -> Tally:
+    """Measure the points of a task, sending what is known of each as it becomes known."""
+    groups = {group.name: group for group in prober.groups}
+    points = [_point(prober, groups, known, position) for position, known in enumerate(task.points)]
+    return run_points(prober, points, task.racing, task.boundaries, _Outbox(send), lambda steps=1, note="": None)
+
+
+def _point(prober: Probe, groups: Mapping[str, Any], known: Known, position: int) -> Point:
+    point = replace(make_point(prober, groups[known.group], known.width, "", None), key=str(position))
+    if known.damage is not None and known.loss_damage is not None:
+        point.damage[:], point.loss_damage[:] = known.damage, known.loss_damage
+    return point
+
+
+@dataclass(frozen=True)
+class _Outbox:
+    """A store that sends what is put into it."""
+
+    send: Callable[[Measured], None]
+
+    def get(self, key: str) -> Mapping[str, Floats] | None:
+        return None
+
+    def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
+        self.send(Measured(int(key), arrays["damage"].copy(), arrays["loss_damage"].copy()))
