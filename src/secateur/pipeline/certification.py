@@ -91,6 +91,11 @@ class SequenceCertification:
         passed = sum(step.certified for step in self.steps)
         return passed - 1 if passed else None
 
+    @property
+    def certified(self) -> bool:
+        """Whether there is a model to ship."""
+        return self.shipped is not None
+
     def sentence(self) -> str:
         """The outcome in words."""
         if self.shipped is None:
