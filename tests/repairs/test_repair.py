@@ -12,7 +12,8 @@ from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
-from secateur.repairs.repair import OTHER_CALLS, READ_OTHERWISE, repair
+from secateur.repairs.changes import OTHER_CALLS, READ_OTHERWISE
+from secateur.repairs.repair import repair
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan
 

@@ -153,8 +153,12 @@ class Convolution:
 
     def count(self, space: Sequence[int]) -> int:
         """Positions of the outputs for inputs of this size in space."""
-        each = zip(space, self.kernel, self.stride, self.before, self.after, self.dilation, strict=True)
-        return math.prod((n + b + a - d * (k - 1) - 1) // s + 1 for n, k, s, b, a, d in each)
+        return math.prod(self.count_along(d, n) for d, n in enumerate(space))
+
+    def count_along(self, dim: int, size: int) -> int:
+        """Positions along one dimension of space."""
+        reach = self.dilation[dim] * (self.kernel[dim] - 1)
+        return (size + self.before[dim] + self.after[dim] - reach - 1) // self.stride[dim] + 1
 
     def design(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
         """(samples, positions, groups, channels of a group times taps)."""
@@ -163,18 +167,27 @@ class Convolution:
         # functional.pad counts the dimensions from the last to the first.
         around = itertools.chain.from_iterable(reversed(list(zip(self.before, self.after, strict=True))))
         table = functional.pad(table, list(around))
-        for d in range(rank):
-            reach = self.dilation[d] * (self.kernel[d] - 1) + 1
-            table = table.unfold(2 + d, reach, self.stride[d])[..., :: self.dilation[d]]
-        space = tuple(table.shape[2 : 2 + rank])
+        width = table.shape[1] // self.groups * math.prod(self.kernel)
         if positions is None:
             # Laid out with the positions last, as they lie in the input: copying is several times faster.
-            taps = table.movedim(tuple(range(2 + rank, 2 + 2 * rank)), tuple(range(2, 2 + rank)))
-            columns = taps.reshape(len(table), self.groups, -1, math.prod(space))
+            seen = self._windows(table)
+            taps = seen.movedim(tuple(range(2 + rank, 2 + 2 * rank)), tuple(range(2, 2 + rank)))
+            columns = taps.reshape(len(table), self.groups, width, math.prod(seen.shape[2 : 2 + rank]))
             return columns.movedim(3, 1)
-        place: tuple[Tensor, ...] = torch.unravel_index(positions.to(table.device), space)
-        flat: Tensor = torch.ops.aten.index(table.movedim(1, 1 + rank), [None, *place])
-        return flat.reshape(len(flat), flat.shape[1], self.groups, -1)
+        # What an operator sees is read off numbers; only what is seen at the positions is then gathered.
+        flat = table.flatten(2)
+        numbers = torch.arange(flat.shape[2], device=table.device).reshape(1, 1, *table.shape[2:])
+        chosen = self._windows(numbers).reshape(-1, math.prod(self.kernel))[positions.to(table.device)]
+        found = flat.gather(2, chosen.flatten().expand(*flat.shape[:2], -1))
+        each = found.reshape(*flat.shape[:2], *chosen.shape).transpose(1, 2)
+        return each.reshape(len(flat), len(chosen), self.groups, width)
+
+    def _windows(self, table: Tensor) -> Tensor:
+        """What each position sees of a padded input: (samples, channels, positions..., taps...)."""
+        for d in range(len(self.kernel)):
+            reach = self.dilation[d] * (self.kernel[d] - 1) + 1
+            table = table.unfold(2 + d, reach, self.stride[d])[..., :: self.dilation[d]]
+        return table
 
     def responses(self, outputs: Tensor, positions: Tensor | None = None) -> Tensor:
         """(samples, positions, groups, rows of a group)."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from secateur.capture.calls import Call
+from secateur.capture.forms import Convolution, Form
+from secateur.capture.shifts import BLOCK, gram_by_shifts, is_cheaper
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +36,34 @@ class Gram:
         return self.total / max(self.positions, 1)
 
 
-BLOCK = 16384
-"""Positions in one product."""
+ELEMENTS = 2**25
+"""Of a design that are held at once, at least those of one sample."""
+
+
+def gram_of_inputs(form: Form, inputs: Tensor, positions: Tensor | None = None) -> Gram:
+    """The Gram matrix of what goes into a use of a weight.
+
+    Args:
+        form: of the use.
+        inputs: as the operator is given them.
+        positions: int64; only these positions of every sample. None: all of them.
+    """
+    if positions is None and isinstance(form, Convolution) and is_cheaper(form, inputs, form.positions(inputs)):
+        return _by_shifts(form, single(inputs))
+    if inputs.ndim < 2 or form.samples(inputs) != len(inputs) or not len(inputs):
+        return gram_of(form.design(inputs, positions))
+    each = max(1, ELEMENTS // max(1, form.design(inputs[:1], positions).numel()))
+    parts = [gram_of(form.design(part, positions)) for part in torch.split(inputs, each)]
+    return sum(parts[1:], parts[0])
+
+
+def _by_shifts(form: Convolution, inputs: Tensor) -> Gram:
+    count = len(inputs) * form.positions(inputs)
+    sums = form.design(inputs.sum(0, keepdim=True, dtype=torch.float64)).sum((0, 1))
+    products = gram_by_shifts(form, inputs)
+    last = torch.cat([sums, sums.new_full((1, 1), count)], dim=1)
+    total = torch.cat([torch.cat([products, sums.T], dim=1), last]).unsqueeze(0)
+    return Gram(total.cpu(), count)
 
 
 def gram_of(design: Tensor) -> Gram:
@@ -51,9 +79,17 @@ def gram_of(design: Tensor) -> Gram:
 
 def with_constant(design: Tensor) -> Tensor:
     """(samples, positions, groups, columns) -> (groups, samples x positions, columns + 1), 1 in the last column."""
-    flat = design.flatten(0, 1).transpose(0, 1)
-    flat = flat.float() if flat.dtype in {torch.float16, torch.bfloat16} else flat
-    return torch.cat([flat, flat.new_ones(*flat.shape[:2], 1)], dim=2)
+    samples, positions, groups, columns = design.shape
+    dtype = torch.promote_types(design.dtype, torch.float32)
+    table = design.new_empty(groups, samples, positions, columns + 1, dtype=dtype)
+    table[..., :-1] = design.movedim(2, 0)
+    table[..., -1] = 1
+    return table.flatten(1, 2)
+
+
+def single(values: Tensor) -> Tensor:
+    """Half precision as float32; others as they are."""
+    return values.float() if values.dtype in {torch.float16, torch.bfloat16} else values
 
 
 def some_positions(call: Call, most: int | None, generator: torch.Generator) -> Tensor | None:

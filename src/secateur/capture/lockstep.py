@@ -5,15 +5,16 @@ all others have reached that use too. Memory: the activations that are alive at 
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.capture.calls import Call
+from secateur.capture.calls import Call, Run
 from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places, Watcher, headwise
 from secateur.data import Batch, to_device
@@ -46,7 +47,7 @@ class End:
 Event = Call | Layer | Norm | End
 
 
-def in_lockstep(model: nn.Module, batches: Sequence[Batch]) -> Iterator[list[Event]]:
+def in_lockstep(model: nn.Module, batches: Sequence[Batch], *, is_fixed: bool = False) -> Iterator[list[Event]]:
     """Run `model` on all batches; give what is about to happen, for all batches at once, before it happens.
 
     Whoever iterates may change parameters and buffers in place meanwhile: the call then uses the new values.
@@ -55,6 +56,8 @@ def in_lockstep(model: nn.Module, batches: Sequence[Batch]) -> Iterator[list[Eve
     Args:
         model: runs without gradients.
         batches: their samples may be of different sizes, as long as they lead to the same calls.
+        is_fixed: nobody changes its weights meanwhile: what a call gives is then computed once, however often it is
+            asked for.
 
     Raises:
         Whatever the model raises.
@@ -70,7 +73,7 @@ def in_lockstep(model: nn.Module, batches: Sequence[Batch]) -> Iterator[list[Eve
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     places = Places(model)
     with headwise(model), contextlib.ExitStack() as stack:
-        walks = [_Walk(model, to_device(batch, device), places) for batch in batches]
+        walks = [_Walk(model, to_device(batch, device), places, is_fixed=is_fixed) for batch in batches]
         for walk in walks:
             stack.callback(walk.cancel)
         while True:
@@ -87,7 +90,8 @@ class _Cancelled(BaseException):
 class _Walk:
     """One batch on its way through the model."""
 
-    def __init__(self, model: nn.Module, batch: Batch, places: Places) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, places: Places, *, is_fixed: bool) -> None:
+        self.is_fixed = is_fixed
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
         self.event: Event | None = None
         self.error: BaseException | None = None
@@ -138,6 +142,8 @@ class _Walk:
             raise _Cancelled
 
     def _call(self, call: Call) -> Tensor:
+        if self.is_fixed:
+            call = replace(call, run=_once(call))
         self._pause(call)
         return call.run()
 
@@ -150,3 +156,13 @@ class _Walk:
         norm = Norm(inputs, mean, variance, lambda given: normalise(given, mean, variance, *rest, **named))
         self._pause(norm)
         return norm.apply(inputs)
+
+
+def _once(call: Call) -> Run:
+    """Does what the operator does; with its own inputs, the first time."""
+    own = functools.cache(call.run)
+
+    def run(inputs: Tensor = call.inputs) -> Tensor:
+        return own() if inputs is call.inputs else call.run(inputs)
+
+    return run

@@ -1,9 +1,10 @@
 """One pass over calibration data that gathers what all asked criteria need."""
 
+import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.capture.calls import Call
+from secateur.capture.gram import single
 from secateur.capture.watch import watching
+from secateur.criteria.agreement import differing_sample, differing_totals
 from secateur.criteria.backward import Derived, Layout, Recorder, derive, gates_of, requiring, share_of
 from secateur.criteria.hessian import diagonal_of_sum
 from secateur.criteria.labels import sampled_targets
-from secateur.criteria.per_sample import parameters_of, plain_gates, single
+from secateur.criteria.per_sample import parameters_of, plain_gates
 from secateur.criteria.statistics import (
     GATE_GRADIENTS,
     HESSIAN_DIAGONAL,
@@ -236,7 +239,7 @@ class _Pass:
             outputs = recorder.run(self.model, batch)
             is_sampled = has_outputs and self.labels == "sampled"
             if has_losses or (has_outputs and not is_sampled):
-                total = self._total(outputs, batch, self.samples)
+                total = self._losses(outputs, batch, self.samples).sum()
                 derived = derive(
                     recorder,
                     total,
@@ -257,8 +260,8 @@ class _Pass:
         self.samples += batch.size
         self.batches += 1
 
-    def _total(self, outputs: Any, batch: Batch, first: int) -> Tensor:
-        """The sum of the losses; each must be finite."""
+    def _losses(self, outputs: Any, batch: Batch, first: int) -> Tensor:
+        """One for each sample; each must be finite."""
         values = per_sample(self.loss, outputs, batch.targets, batch.size, "loss")
         bad = (~values.detach().isfinite()).nonzero().flatten().tolist()
         if bad:
@@ -266,7 +269,7 @@ class _Pass:
                 f"the loss of calibration sample {first + bad[0]} is {values[bad[0]].item()}; "
                 "check the data and the loss"
             )
-        return values.sum()
+        return values
 
     @torch.no_grad()
     def _add(self, derived: Derived, batch: Batch) -> None:
@@ -278,7 +281,9 @@ class _Pass:
         self.slow_groups |= {name for name, found in gates.items() if found is None}
         if WEIGHT_GRADIENTS in self.needs:
             self.slow_parameters |= self.wanted.keys() - weights.keys()
-        self._check_totals(derived, gates, weights)
+        groups, names = differing_totals(self.groups, self.wanted, derived, gates, weights)
+        self.slow_groups |= groups
+        self.slow_parameters |= names
         for row in self._rows_to_compare(batch.size):
             self._compare(derived, gates, batch, row)
         for name, values in gates.items():
@@ -321,24 +326,6 @@ class _Pass:
             shares.update({(group, name): torch.cat(found) for group, found in parts.items()})
         return shares, sums
 
-    def _check_totals(
-        self, derived: Derived, gates: Mapping[str, Tensor | None], weights: Mapping[str, Derivatives]
-    ) -> None:
-        """What was seen must add up to autograd's own gradients; else there are uses that were not seen."""
-        whole = _norm(found.absolute for found in weights.values())
-        for name, found in weights.items():
-            if not _agree(found.total, derived.totals[name], found.absolute, whole):
-                self.slow_parameters.add(name)
-        expected = plain_gates(self.groups, {name: g * self.wanted[name] for name, g in derived.totals.items()})
-        sizes = {name: values.abs().sum(0) for name, values in gates.items() if values is not None}
-        whole = _norm(sizes.values())
-        eps = self._eps()
-        for name, size in sizes.items():
-            values = gates[name]
-            assert values is not None
-            if not _agree(values.sum(0), expected[name], size, whole, eps):
-                self.slow_groups.add(name)
-
     def _rows_to_compare(self, size: int) -> list[int]:
         """Samples of this batch that will be run alone."""
         if not self.wanted:
@@ -352,21 +339,20 @@ class _Pass:
         return [number * 7919 % size] if number & (number - 1) == 0 else []
 
     def _compare(self, derived: Derived, gates: Mapping[str, Tensor | None], batch: Batch, row: int) -> None:
-        """What was told of one sample must be what a run of it alone gives; else it is of another one."""
-        gradients = self._alone(batch, row, self.wanted)
-        whole = _norm(gradients.values())
-        for name, uses in derived.uses.items():
-            if name in self.apart and not _agree(
-                uses.of(slice(row, row + 1))[0], gradients[name], gradients[name], whole
-            ):
-                self.slow_parameters.add(name)
-        products = {name: g * self.wanted[name] for name, g in gradients.items()}
-        expected = plain_gates(self.groups, products)
-        whole = _norm(expected.values())
-        eps = self._eps()
-        for name, values in gates.items():
-            if values is not None and not _agree(values[row], expected[name], expected[name], whole, eps):
-                self.slow_groups.add(name)
+        """What was told of one sample must be what a run of it alone gives; else it is of another one.
+
+        Rounding may put an activation on the other side of a kink in that run. Where the losses agree, the
+        gradient of this sample's loss in a run of the whole batch decides.
+        """
+        differ = functools.partial(differing_sample, self.groups, self.wanted, self.apart, derived, gates, row)
+        alone, gradients = self._plain(batch.take(torch.tensor([row])), 0, self.wanted)
+        groups, names = differ(gradients)
+        if groups or names:
+            together, gradients = self._plain(batch, row, self.wanted)
+            if math.isclose(alone, together, rel_tol=math.sqrt(self._eps())):
+                groups, names = differ(gradients)
+        self.slow_groups |= groups
+        self.slow_parameters |= names
 
     def _eps(self) -> float:
         return max((torch.finfo(p.dtype).eps for p in self.wanted.values()), default=0.0)
@@ -387,15 +373,22 @@ class _Pass:
 
     def _alone(self, batch: Batch, row: int, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of the loss of one sample, which is run by itself as the model is."""
-        sample = batch.take(torch.tensor([row]))
+        return self._plain(batch.take(torch.tensor([row])), 0, parameters, self.samples + row)[1]
+
+    def _plain(
+        self, batch: Batch, row: int, parameters: Mapping[str, Tensor], first: int | None = None
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The loss of one sample, and its gradients, in a plain run of these samples."""
         # The recurrent kernels of cuDNN have no gradients in eval mode.
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            total = self._total(self.model(*sample.args, **sample.kwargs), sample, self.samples + row)
-            found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        return {
+            outputs = self.model(*batch.args, **batch.kwargs)
+            loss = self._losses(outputs, batch, self.samples if first is None else first)[row]
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        gradients = {
             name: torch.zeros_like(p) if g is None else g.detach()
             for (name, p), g in zip(parameters.items(), found, strict=True)
         }
+        return float(loss.detach()), gradients
 
     def _name_the_sample(self, batch: Batch) -> None:
         with requiring(self.model, self.floating):
@@ -434,22 +427,3 @@ def _sums(gradients: Tensor) -> Derivatives:
     """Of (samples, ...), over the samples."""
     flat = single(gradients)
     return Derivatives(flat.sum(0).double(), flat.abs().sum(0).double(), flat.square().sum(0).double())
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(single(t).double().square().sum()) for t in tensors))
-
-
-def _agree(found: Tensor, expected: Tensor, size: Tensor, whole: float, eps: float | None = None) -> bool:
-    """Whether two sums are the same but for rounding.
-
-    Args:
-        found: one.
-        expected: the other.
-        size: what was summed, in absolute value, so far as it is known.
-        whole: norm of all gradients of which these are some.
-        eps: of the numbers that were summed; None: that of `expected`.
-    """
-    eps = torch.finfo(expected.dtype).eps if eps is None else eps
-    difference = _norm([found.double() - expected.double()])
-    return difference <= math.sqrt(eps) * _norm([size]) + 64 * eps * whole

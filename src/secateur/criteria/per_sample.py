@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.capture.calls import Place, column_units
 from secateur.capture.forms import Convolution, Form
+from secateur.capture.gram import single
 from secateur.criteria.statistics import sum_over_unit
 from secateur.criteria.uses import Part, Product, Term, part_of
 from secateur.types import Group, Slice
@@ -107,11 +108,6 @@ def _products(outputs: Tensor, inputs: Tensor) -> Tensor:
 def tells_samples_apart(uses: Sequence[Product | Term], samples: int) -> bool:
     """Whether the leading dimension of every use can be that of the samples, or of equally many parts of each."""
     return all(use.leading % samples == 0 for use in uses)
-
-
-def single(values: Tensor) -> Tensor:
-    """Half precision as float32; others as they are."""
-    return values.float() if values.dtype in {torch.float16, torch.bfloat16} else values
 
 
 def _as_weights(form: Form, matrices: Tensor, shape: Sequence[int]) -> Tensor:

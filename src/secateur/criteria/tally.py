@@ -3,17 +3,20 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from secateur.capture.calls import Call, Place
 from secateur.capture.forms import Form
-from secateur.capture.gram import BLOCK, Gram, gram_of, some_positions
+from secateur.capture.gram import Gram, gram_of_inputs, single, some_positions
+from secateur.capture.shifts import BLOCK
 from secateur.criteria.statistics import GRAMS, INPUT_MOMENTS, OUTPUT_GRADIENTS, Consumer, Moments
 from secateur.types import Note
 
 Key = tuple[Place, Form]
+_Sum = TypeVar("_Sum", Moments, Gram)
 
 
 def moments_of(form: Form, inputs: Tensor) -> Moments:
@@ -26,8 +29,7 @@ def moments_of(form: Form, inputs: Tensor) -> Moments:
     >>> moments.total.tolist(), moments.absolute.tolist(), moments.zeros.tolist()
     ([[-2.0, 2.0]], [[4.0, 2.0]], [[0.0, 1.0]])
     """
-    x = inputs.detach()
-    x = x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
+    x = single(inputs.detach())
     samples = form.samples(x)
     positions = samples * form.positions(x)
 
@@ -43,8 +45,7 @@ def moments_of(form: Form, inputs: Tensor) -> Moments:
 
 def outer_products(rows: Tensor) -> Tensor:
     """Sum over samples and positions of (samples, positions, groups, rows) times itself: float64, on the CPU."""
-    flat = rows.flatten(0, 1).transpose(0, 1)
-    flat = flat.float() if flat.dtype in {torch.float16, torch.bfloat16} else flat
+    flat = single(rows.flatten(0, 1).transpose(0, 1))
     total = flat.new_zeros(flat.shape[0], flat.shape[2], flat.shape[2], dtype=torch.float64)
     for block in torch.split(flat, BLOCK, dim=1):
         total += torch.bmm(block.transpose(1, 2), block).double()
@@ -58,6 +59,30 @@ class _Sums:
     moments: Moments | None = None
     gram: Gram | None = None
     output_gradients: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What the last call read: queries, keys and values, or two branches, often read the same.
+
+    Attributes:
+        form: of the call.
+        inputs: of the call.
+        version: how often the inputs were written to by then; None where nobody counts.
+        moments: of the inputs, if asked for.
+        gram: likewise.
+    """
+
+    form: Form
+    inputs: Tensor
+    version: int | None
+    moments: Moments | None
+    gram: Gram | None
+
+    def is_of(self, call: Call) -> bool:
+        """Whether the call reads the same in the same way, and nothing was written there since."""
+        is_same = self.inputs is call.inputs and self.version is not None
+        return is_same and self.version == _version(call.inputs) and self.form == call.form
 
 
 @dataclass(eq=False)
@@ -78,10 +103,11 @@ class Tally:
     sums: dict[Key, _Sums] = field(default_factory=dict)
     notes: dict[tuple[str, str], Note] = field(default_factory=dict)
     now: Counter[Key] = field(default_factory=Counter)
+    last: _Read | None = None
 
     def start(self) -> None:
         """A batch begins."""
-        self.now = Counter()
+        self.now, self.last = Counter(), None
 
     def add(self, call: Call) -> None:
         """What goes into a call."""
@@ -89,12 +115,19 @@ class Tally:
         sums = self.sums.setdefault(key, _Sums(call.bias))
         self.now[key] += 1
         sums.calls = max(sums.calls, self.now[key])
-        if INPUT_MOMENTS in self.needs:
-            moments = moments_of(call.form, call.inputs)
-            sums.moments = moments if sums.moments is None else sums.moments + moments
-        if GRAMS in self.needs and self._fits(call.weight, "Gram", "columns", call.form.matrix(call.values).shape[2]):
-            gram = gram_of(call.design(some_positions(call, self.positions, self.generator)))
-            sums.gram = gram if sums.gram is None else sums.gram + gram
+        has_gram = GRAMS in self.needs and self._fits(call.weight, "Gram", "columns", _columns(call))
+        if self.last is None or not self.last.is_of(call):
+            self.last = self._read(call, has_gram=has_gram)
+        sums.moments = _sum(sums.moments, self.last.moments)
+        sums.gram = _sum(sums.gram, self.last.gram)
+
+    def _read(self, call: Call, *, has_gram: bool) -> _Read:
+        inputs = call.inputs
+        moments = moments_of(call.form, inputs) if INPUT_MOMENTS in self.needs else None
+        gram = None
+        if has_gram:
+            gram = gram_of_inputs(call.form, inputs.detach(), some_positions(call, self.positions, self.generator))
+        return _Read(call.form, inputs, _version(inputs), moments, gram)
 
     def add_gradients(self, place: Place, form: Form, outputs: Sequence[Tensor]) -> None:
         """Gradients of what came out of the calls of a consumer."""
@@ -118,6 +151,18 @@ class Tally:
             Consumer(place, s.bias, form, s.calls, s.moments, s.gram, s.output_gradients)
             for (place, form), s in self.sums.items()
         )
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _columns(call: Call) -> int:
+    return call.form.matrix(call.values).shape[2]
+
+
+def _sum(before: _Sum | None, now: _Sum | None) -> _Sum | None:
+    return before + now if before is not None and now is not None else now if before is None else before
 
 
 def bytes_of(call: Call, needs: Collection[str], most_columns: int) -> int:

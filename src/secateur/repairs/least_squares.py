@@ -93,10 +93,8 @@ def products(design: Tensor, targets: Tensor) -> Products:
 
 def in_folds(design: Tensor, targets: Tensor, first: int, folds: int = FOLDS) -> list[Products]:
     """Sums for each fold: sample k of the data belongs to fold `k % folds`; the first one here is `first`."""
-    fold = (first + torch.arange(len(design))) % folds
-    return [
-        products(design[(fold == k).to(design.device)], targets[(fold == k).to(design.device)]) for k in range(folds)
-    ]
+    starts = [(k - first) % folds for k in range(folds)]
+    return [products(design[start::folds], targets[start::folds]) for start in starts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,14 +156,22 @@ def solve(
         return unchanged
     best, found = before, (0.0, 0.0)
     is_factored = False
+    residuals = [part.cross - old @ part.gram for part in parts]
+    residual = sum(residuals[1:], residuals[0])
     for ridge in ridges:
-        steps = [_step(whole - part, old, ridge, has_constant=has_constant) for part in parts]
+        steps = [
+            _step(whole - part, residual - own, ridge, has_constant=has_constant)
+            for part, own in zip(parts, residuals, strict=True)
+        ]
         known = [step for step in steps if step is not None]
         if len(known) < len(steps):
             continue
         is_factored = True
+        # Along a straight line the squared error is a parabola.
+        slope = sum(float((own * step).sum()) for own, step in zip(residuals, known, strict=True))
+        bend = sum(float((step @ part.gram * step).sum()) for part, step in zip(parts, known, strict=True))
         for share in shares:
-            error = sum(part.error(old + share * step) for part, step in zip(parts, known, strict=True))
+            error = before - 2 * share * slope + share * share * bend
             if error < best:
                 best, found = error, (ridge, share)
     if not is_factored:
@@ -173,7 +179,7 @@ def solve(
             f"the Gram matrix of {name!r} ({whole.gram.shape[1]} columns, {whole.rows} rows) cannot be factored even "
             f"with a ridge of {max(ridges):g} of its mean diagonal; give more calibration data, or pass larger ridges"
         )
-    final = _step(whole, old, found[0], has_constant=has_constant) if found[1] else None
+    final = _step(whole, residual, found[0], has_constant=has_constant) if found[1] else None
     if final is None:
         return unchanged
     return Solution(old + found[1] * final, before / size, best / size, *found)
@@ -202,8 +208,8 @@ def shift(parts: Sequence[Products], old: Tensor) -> tuple[Tensor, float, float]
     return moved(whole), before, after
 
 
-def _step(sums: Products, old: Tensor, ridge: float, *, has_constant: bool) -> Tensor | None:
-    """From the old weights to the ridge solution; None where the matrix cannot be factored."""
+def _step(sums: Products, residual: Tensor, ridge: float, *, has_constant: bool) -> Tensor | None:
+    """From weights with this residual to the ridge solution; None where the matrix cannot be factored."""
     diagonal = sums.gram.diagonal(dim1=1, dim2=2)
     columns = diagonal[:, :-1] if has_constant else diagonal
     damping = ridge * columns.mean(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
@@ -214,5 +220,4 @@ def _step(sums: Products, old: Tensor, ridge: float, *, has_constant: bool) -> T
     lower, failed = torch.linalg.cholesky_ex(sums.gram + torch.diag_embed(damped))
     if bool(failed.any()):
         return None
-    residual = sums.cross - old @ sums.gram
     return torch.cholesky_solve(residual.transpose(1, 2), lower).transpose(1, 2)

@@ -19,6 +19,8 @@ from secateur.repairs.rows import kept_columns, kept_rows
 from secateur.surgery.tensors import Marked
 
 ROUNDS = 3
+ROLES = ("ih", "hh", "hr")
+"""Weights of a layer: from its inputs, from its state, and the projection of an LSTM."""
 
 Values = Mapping[str, Tensor]
 """Tensor of a role ("ih", "hh", "bias_ih", "bias_hh", "hr") -> its values."""
@@ -58,7 +60,7 @@ def kept_of(layers: Pair, names: Callable[[Tensor], str], marks: Mapping[str, Se
         marks: what was removed, by name.
     """
     rows = {}
-    for role in ("ih", "hh", "hr"):
+    for role in ROLES:
         dense, small = getattr(layers.dense.weights, role), getattr(layers.small.weights, role)
         if dense is None:
             continue
@@ -147,7 +149,7 @@ Seen = dict[str, list[tuple[Tensor, Tensor]]]
 
 def _recorded(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
     """Inputs and outputs of each product of a layer over all steps: (samples, steps, columns)."""
-    roles = {id(getattr(layer.weights, role)): role for role in ("ih", "hh", "hr")}
+    roles = {id(getattr(layer.weights, role)): role for role in ROLES}
     seen: Seen = {}
 
     def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
