@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from secateur.measures.metrics import Metric
     from secateur.pipeline.certification import Certification, SequenceCertification
     from secateur.pipeline.certify import certify, certify_sequence
+    from secateur.pipeline.latency import latency_costs
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
@@ -178,6 +179,7 @@ _HOMES = {
     "fold": "secateur.repairs.folding:fold",
     "front": "secateur.allocation.front:front",
     "hold": "secateur.sparsity.hold:hold",
+    "latency_costs": "secateur.pipeline.latency:latency_costs",
     "load": "secateur.storage.saved_model:load_model",
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
@@ -298,6 +300,7 @@ __all__ = [
     "fold",
     "front",
     "hold",
+    "latency_costs",
     "load",
     "mask",
     "measure",

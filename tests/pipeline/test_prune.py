@@ -378,3 +378,19 @@ def test_what_the_user_ignored_is_among_what_was_left_alone(net: Net) -> None:
     left = {row.where: row.reason for row in result.report_data.left_alone}
     assert left["conv1.weight, dimension 0"] == "ignored at the caller's wish"
     assert left["conv2.weight, dimension 1"] == "ignored at the caller's wish"
+
+
+@pytest.mark.parametrize("budget", [sc.Budget(params=0.45, macs=0.9), sc.Budget(memory=0.6, params=0.9, macs=0.55)])
+def test_every_bound_of_a_budget_holds(net: Net, budget: sc.Budget) -> None:
+    without_test = {name: part for name, part in DATA.items() if name != "test"}
+    result = sc.prune(net, ARGS, **without_test, budget=budget, retrain=TRAINING, controls=(), **QUICK)
+    before, after = sc.measure(net, ARGS, latency=False), sc.measure(result.model, ARGS, latency=False)
+    left = {
+        "macs": after.macs / before.macs,
+        "params": after.params / before.params,
+        "memory": after.memory_bytes / before.memory_bytes,
+    }
+    assert all(left[name] <= bound for name, bound in budget.fractions().items())
+    assert any(left[name] > bound - 0.25 for name, bound in budget.fractions().items()), "no bound was used"
+    least = min(budget.fractions(), key=budget.fractions().get)
+    assert result.report_data.thresholds.of == {"params": "parameters", "macs": "MACs"}[least]

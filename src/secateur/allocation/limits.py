@@ -50,7 +50,9 @@ def limits(cost: Costs, budget: Budget | float) -> tuple[Limit, ...]:
     prices = cost.prices
     wanted = budget.fractions()
     if (wanted.keys() | ({"latency"} if budget.latency_s is not None else set())) - prices.keys():
-        raise ArgumentError("the budget bounds the latency, which was not measured: pass costs(..., latency=...)")
+        raise ArgumentError(
+            "the budget bounds the latency, which was not measured: pass latency_costs(program, groups)"
+        )
     found = [Limit(name, prices[name], bound * prices[name]({})) for name, bound in wanted.items()]
     if budget.latency_s is not None:
         found.append(Limit("latency", prices["latency"], budget.latency_s))

@@ -117,11 +117,13 @@ DataPart = DigitsData | ImagesData | LinesData | CharactersData | PythonData
 
 
 class BudgetPart(Part):
-    """Fractions of the dense model's cost."""
+    """Fractions of the dense model's cost, and seconds."""
 
     macs: float | None = Field(None, gt=0, le=1)
     params: float | None = Field(None, gt=0, le=1)
     memory: float | None = Field(None, gt=0, le=1)
+    latency: float | None = Field(None, gt=0, le=1)
+    latency_s: float | None = Field(None, gt=0)
 
 
 class RetrainPart(Part):

@@ -115,16 +115,20 @@ def costs(program: Program, groups: Iterable[Group], *, latency: Separable | Non
     unknown = sorted({group.name for group in groups} - {group.name for group in found.units})
     if unknown:
         raise ArgumentError(f"the program has no group {unknown[0]!r}; pass groups that were found in this program")
-    items = {name: tensor.element_size() for name, tensor in named_state(program.model).items()}
-    return replace(cost_model(found, items), latency=latency)
+    return replace(cost_model(found, item_bytes(program)), latency=latency)
 
 
-def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None) -> CostModel:
+def item_bytes(program: Program) -> dict[str, int]:
+    """Canonical name of a parameter or buffer -> bytes of one element."""
+    return {name: tensor.element_size() for name, tensor in named_state(program.model).items()}
+
+
+def cost_model(structure: Structure, items: Mapping[str, int] | None = None) -> CostModel:
     """Read the cost terms off a typed program.
 
     Args:
         structure: from `graph.groups.structure`.
-        item_bytes: canonical name -> bytes of one element; 4 where it is not given.
+        items: canonical name -> bytes of one element; 4 where it is not given.
     """
     typing = structure.typing
     axes: dict[str, list[int]] = {}
@@ -156,7 +160,7 @@ def cost_model(structure: Structure, item_bytes: Mapping[str, int] | None = None
             for term in typing.mac_terms
         ),
         _params=tuple(dims for name, dims in state.items() if name in typing.program.trained),
-        _buffers=tuple((dims, (item_bytes or {}).get(name, 4)) for name, dims in state.items()),
+        _buffers=tuple((dims, (items or {}).get(name, 4)) for name, dims in state.items()),
     )
 
 

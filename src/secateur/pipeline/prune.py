@@ -18,7 +18,7 @@ from secateur.criteria.magnitude import Magnitude
 from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError, SurgeryError
-from secateur.graph.costs import cost_model
+from secateur.graph.costs import cost_model, item_bytes
 from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
@@ -26,6 +26,7 @@ from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.certify import certify
 from secateur.pipeline.cuttable import cuttable_groups, training_misfits
+from secateur.pipeline.latency import Stopwatch, clock_model
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
 from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
@@ -36,6 +37,7 @@ from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.scan import SPARSITIES, fingerprint
 from secateur.storage.curve_store import CurveStore
 from secateur.storage.run_directory import open_run
+from secateur.storage.timing_store import TimingStore, user_cache
 from secateur.surgery.plan import Plan
 from secateur.training.loop import Retraining
 from secateur.training.schedules import Schedule, resolve_schedule
@@ -78,6 +80,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     calibration_samples: int = 512,
     seed: int = 0,
     run_dir: str | Path | None = None,
+    latency_cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Make a trained model smaller, within a tolerance or down to a budget.
@@ -98,7 +101,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         loss: name, function or loss module; see `resolve_loss`.
         higher_is_better: direction of a metric that is a function.
         tolerance: damage allowed, in units of the metric, in (0, 1).
-        budget: cost allowed, as fractions of the dense model's. Exactly one of the two.
+        budget: costs allowed, as fractions of the dense model's; all of its bounds hold. A latency is predicted by
+            `latency_costs`, measured on the cut model, and corrected until it holds: if it never does, the report
+            and `Result.timed` say so. Exactly one of the two.
         criterion: scores units; default `Taylor()`.
         sparsities: levels of the scan, in (0, 1).
         folds: of the cross-validation.
@@ -124,6 +129,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         calibration_samples: at most so many samples are read for scores and repair.
         seed: of everything random.
         run_dir: where the run keeps what it needs to resume after a kill.
+        latency_cache: file that keeps timings of operators; None: one in the user's cache directory.
         progress: shown while running.
 
     Raises:
@@ -170,7 +176,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
             check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
-            dense = cost_model(scope.structure(program))
+            dense = cost_model(scope.structure(program), item_bytes(program))
             groups, left = cuttable_groups(model, program, scope.groups(program), scope)
             unfit = training_misfits(model, program, [group for group in groups if group.minimum > 0])
             if unfit and retrain is not None:
@@ -179,6 +185,13 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                     "model, so it could not be retrained; take them out of the model (aux_logits=False in "
                     "torchvision's), name what they read in ignore=[...], or pass retrain=None"
                 )
+        clocked, bounds = None, budget
+        if budget is not None and (budget.latency is not None or budget.latency_s is not None):
+            with clock.stage("latency"):
+                timings = stack.enter_context(TimingStore.open(latency_cache or user_cache()))
+                clocked = clock_model(program, groups, Stopwatch(timings, model, sparsities, clock.progress), budget)
+                bounds = clocked.as_fractions(budget)
+                dense = replace(dense, latency=clocked.fit)
         task = Task(
             model=model,
             args=args,
@@ -190,8 +203,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             loss=loss,
             baseline=baseline,
             dense=dense,
-            budget=budget,
+            budget=bounds,
             scope=scope,
+            clocked=clocked,
             cuttable={group.name: group for group in groups},
             criterion=criterion or Taylor(),
             sparsities=sparsities,
@@ -232,7 +246,7 @@ def _run(
         scene = set_scene(task, task.model)
     with clock.stage("scan"):
         curves = measured_curves(task, scene)
-    final = _least_bound(budget)
+    final = _least_bound(task.budget)
     with clock.stage("cross-validation"):
         grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
         picture, choice = threshold(task, scene, curves, budgets=grid, k=folds, tolerance=tolerance)
@@ -262,7 +276,8 @@ def _run(
         data = tell(story)
     damage = best.damage if best is not None else measured_damage(task, small)
     plan = best.plan if best is not None else Plan({}, {})
-    return Result(small, task.model, plan, damage, certificate, curves, data)
+    timed = best.timed if best is not None else None
+    return Result(small, task.model, plan, damage, certificate, curves, data, timed)
 
 
 def _targets(schedule: Schedule, final: float) -> list[float]:
@@ -308,8 +323,6 @@ def _check_arguments(
         raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
     if budget is not None:
         check_budget(budget)
-        if budget.latency is not None or budget.latency_s is not None:
-            raise ArgumentError("prune bounds macs, params and memory; latencies can be bounded in `allocate`")
     if rounds < 1 or folds < 2:
         raise ArgumentError(f"rounds={rounds} must be at least 1 and folds={folds} at least 2")
     unknown = sorted(set(controls) - set(CONTROLS))

@@ -39,6 +39,8 @@ from secateur.storage.saved_model import attribute_changes
 from secateur.surgery.plan import Plan
 from secateur.types import Budget, Curves, Group, Note, Rewrite
 
+COSTS = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}
+
 
 @dataclass(frozen=True, eq=False)
 class Story:
@@ -74,7 +76,7 @@ def tell(story: Story) -> ReportData:
         metric=task.metric.name,
         higher_is_better=task.metric.higher_is_better,
         asked=_asked(story),
-        costs=cost_rows(task, story.small),
+        costs=_costs(story),
         quality=_quality(story),
         certificate=_certificate(story.certificate),
         curves=curve_data(story.curves, story.scene.groups, None if best is None else best.plan),
@@ -91,6 +93,21 @@ def tell(story: Story) -> ReportData:
         warnings=_warnings(story),
         timings=[(name, round(seconds, 2)) for name, seconds in story.timings.items()],
     )
+
+
+def _costs(story: Story) -> list[CostRow]:
+    rows = cost_rows(story.task, story.small)
+    timed = None if story.search.best is None else story.search.best.timed
+    if timed is None:
+        return rows
+    best = CostRow(
+        name="latency, fastest block",
+        unit="s",
+        before=timed.dense_s,
+        after=timed.measured_s,
+        predicted=timed.predicted_s,
+    )
+    return [*rows, best]
 
 
 def _rewrites(story: Story) -> list[Rewrite]:
@@ -246,14 +263,16 @@ def _widths(story: Story) -> list[WidthRow]:
 
 def _thresholds(story: Story) -> ThresholdData:
     picture, choice = story.picture, story.choice
-    bounds = [] if story.budget is None else list(story.budget.fractions().values())
+    bounds = story.task.bounds
+    least = min(bounds, key=lambda name: bounds[name])
     reason = choice.reason if choice is not None else "the budget was given"
     return ThresholdData(
         budgets=list(picture.budgets),
         damage=[finite(v) for v in picture.mean],
         standard_error=[finite(v) for v in picture.standard_error],
         predicted=[finite(v) for v in picture.predicted],
-        chosen=choice.budget if choice is not None else min(bounds),
+        chosen=choice.budget if choice is not None else bounds[least],
+        of=COSTS[least],
         tolerance=story.tolerance,
         reason=reason,
     )
@@ -302,6 +321,13 @@ def _warnings(story: Story) -> list[str]:
         found.append("There was no test data, so nothing is certified.")
     if story.search.best is None:
         found.append("No round stayed within the tolerance: the model is as it was.")
+    timed = None if story.search.best is None else story.search.best.timed
+    if timed is not None and not timed.is_met:
+        found.append(
+            f"The latency is not within the budget: measured {timed.measured_s:.4g} s, allowed {timed.allowed_s:.4g} "
+            f"s, predicted {timed.predicted_s:.4g} s. Corrections of the prediction by what was measured did not help: "
+            "raise the budget, or scan higher sparsities."
+        )
     if isinstance(story.small, fx.GraphModule) and not isinstance(story.task.model, fx.GraphModule):
         found.append(
             "The model's own forward pass could not follow: the result is a graph, in evaluation mode for good, and "

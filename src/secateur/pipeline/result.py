@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.pipeline.latency import Timed
 from secateur.pipeline.task import Damage
 from secateur.report.html import render_html
 from secateur.report.schema import ReportData
@@ -29,6 +30,7 @@ class Result:
         certificate: what holds on fresh data; None without test data.
         curves: damage against sparsity of every group of the dense model.
         report_data: everything that the report shows.
+        timed: latency, predicted and measured, and whether it is within the budget; None where none was bounded.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class Result:
     certificate: Certificate | None
     curves: Curves
     report_data: ReportData
+    timed: Timed | None = None
 
     def __str__(self) -> str:
         """What became smaller, what it cost beside the controls, and the certificate."""

@@ -1,7 +1,7 @@
 """One round: score, allocate, cut, repair, retrain, and compare with the fixed baseline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,13 @@ from secateur.allocation.knapsack import uniform_allocation
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.errors import BudgetError
-from secateur.graph.costs import CostModel, cost_model
+from secateur.graph.costs import CostModel, cost_model, item_bytes
 from secateur.graph.groups import Structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import damage, evaluate
+from secateur.measures.latency_table import LatencyTable
 from secateur.measures.metrics import resolve_loss
+from secateur.pipeline.latency import Timed
 from secateur.pipeline.scope import followed
 from secateur.pipeline.task import Damage, Task, summarise
 from secateur.repairs.repair import repair
@@ -27,6 +29,9 @@ from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan_widths
 from secateur.training.loop import retrain
 from secateur.types import Curves, Group, Status
+
+CORRECTIONS = 4
+LEAST_CORRECTION = 1.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,7 @@ class Round:
         cut: damage right after the cut.
         repaired: damage after repair; None without repair.
         retrained: damage after retraining; None without retraining.
+        timed: latency, predicted and measured; None where none is bounded.
     """
 
     number: int
@@ -79,6 +85,7 @@ class Round:
     cut: Damage
     repaired: Damage | None
     retrained: Damage | None
+    timed: Timed | None = None
 
     @property
     def damage(self) -> Damage:
@@ -112,7 +119,9 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
         baseline=task.baseline,
         program=program,
     )
-    cost = cost_model(found)
+    cost = cost_model(found, item_bytes(program))
+    if task.clocked is not None:
+        cost = replace(cost, latency=task.clocked.table(found, groups))
     names = {group.name: name for name, group in same.items()}
     return Scene(model, program, found, groups, names, cost, lambda widths: task.share(cost, widths), prober)
 
@@ -163,9 +172,8 @@ def run_round(
     directory: Path | None,
 ) -> Round:
     """Bring the scene's model to `target` times the dense cost, and keep the result in `directory`."""
-    widths = allocator(scene, target)
-    step = plan_widths(scene.groups, scene.probe.scores, widths)
-    small = cut(scene.model, step, program=scene.program)
+    draft = _cut_in_time(task, scene, allocator, target)
+    widths, step, small = draft.widths, draft.step, draft.small
     after_cut = measured_damage(task, small)
     after_repair = after_training = None
     if task.repair:
@@ -192,10 +200,66 @@ def run_round(
         cut=after_cut,
         repaired=after_repair,
         retrained=after_training,
+        timed=draft.timed,
     )
     if directory is not None:
         _save(task, result, directory)
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A model that was cut, as yet without repair."""
+
+    widths: Mapping[str, int]
+    step: Plan
+    small: nn.Module
+    timed: Timed | None
+
+
+def _cut_in_time(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Draft:
+    """Cut to the target; where latency is bounded, correct what is predicted by what is measured until it holds."""
+    best = _draft(task, scene, allocator, target)
+    last, correction = best.timed, 1.0
+    for number in range(1, CORRECTIONS + 1):
+        if last is None or last.is_met:
+            break
+        correction *= max(last.measured_s / last.predicted_s, LEAST_CORRECTION)
+        try:
+            draft = _draft(task, _slower(task, scene, correction), allocator, target)
+        except BudgetError:
+            break
+        assert draft.timed is not None
+        assert best.timed is not None
+        last = replace(draft.timed, corrections=number)
+        if last.measured_s < best.timed.measured_s or last.is_met:
+            best = replace(draft, timed=last)
+    return best
+
+
+def _draft(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Draft:
+    widths = allocator(scene, target)
+    step = plan_widths(scene.groups, scene.probe.scores, widths)
+    small = cut(scene.model, step, program=scene.program)
+    if task.clocked is None:
+        return _Draft(widths, step, small, None)
+    [limit] = (limit for limit in task.limits(scene.cost, target) if limit.name == "latency")
+    dense_s = task.dense.prices["latency"]({})
+    timed = task.clocked.timed(
+        [task.model, small],
+        task.args,
+        task.kwargs,
+        predicted=limit.cost(widths) / dense_s,
+        allowed=limit.bound / dense_s,
+    )
+    return _Draft(widths, step, small, timed)
+
+
+def _slower(task: Task, scene: Scene, factor: float) -> Scene:
+    """The scene in which all predicted latencies are multiplied by `factor`."""
+    assert isinstance(scene.cost.latency, LatencyTable)
+    cost = replace(scene.cost, latency=scene.cost.latency.slower(factor))
+    return replace(scene, cost=cost, share=lambda widths: task.share(cost, widths))
 
 
 def measured_damage(task: Task, model: nn.Module) -> Damage:
@@ -225,6 +289,7 @@ def _save(task: Task, result: Round, directory: Path) -> None:
         "target": result.target,
         "macs": result.macs,
         "share": result.share,
+        "timed": None if result.timed is None else asdict(result.timed),
         "damage": [
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
         ],
@@ -250,4 +315,5 @@ def saved_round(task: Task, directory: Path | None, number: int) -> Round | None
         cut=after[0],
         repaired=after[1],
         retrained=after[2],
+        timed=None if record.get("timed") is None else Timed(**record["timed"]),
     )

@@ -13,6 +13,7 @@ from secateur.data import Batches
 from secateur.graph.copies import copy_of
 from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
+from secateur.pipeline.latency import Clocked
 from secateur.pipeline.scope import Scope
 from secateur.progress import Progress
 from secateur.sensitivity.measure import PointStore
@@ -35,8 +36,9 @@ class Task:
         loss: as the user gave it.
         baseline: the dense model on the validation data: the fixed point of every comparison.
         dense: what the dense model costs.
-        budget: which costs are bounded; None under a tolerance, where the multiply-adds go down.
+        budget: which costs are bounded, by fractions; None under a tolerance, where the multiply-adds go down.
         scope: what the caller lets go.
+        clocked: predicts and measures latency; None where none is bounded.
         cuttable: the groups of the dense model that survived a trial cut, by name.
         criterion: scores the units.
         sparsities: levels of the scan.
@@ -60,6 +62,7 @@ class Task:
     dense: CostModel
     budget: Budget | None
     scope: Scope
+    clocked: Clocked | None
     cuttable: Mapping[str, Group]
     criterion: Criterion
     sparsities: Sequence[float]
@@ -90,7 +93,7 @@ class Task:
         """
         least = min(self.bounds.values())
         return max(
-            cost.prices[name](widths) / max(self.dense.prices[name]({}), 1) * least / bound
+            cost.prices[name](widths) / (self.dense.prices[name]({}) or 1) * least / bound
             for name, bound in self.bounds.items()
         )
 

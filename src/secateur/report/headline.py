@@ -9,6 +9,7 @@ from secateur.report.schema import CertificateData, CostRow, QualityRow, ReportD
 WORDS = {
     "MACs": ("fewer multiply-adds", "more multiply-adds"),
     "latency": ("faster", "slower"),
+    "latency, fastest block": ("faster", "slower"),
     "file size": ("smaller file", "larger file"),
 }
 VERDICT = re.compile(r"(\d+(?:\.\d+)?)x (faster|slower)")
@@ -32,7 +33,7 @@ def headline(data: ReportData) -> str:
 
 def cards(data: ReportData) -> list[Card]:
     """A card for every cost, and one for the metric on the most trustworthy data."""
-    found = [_cost_card(row) for row in data.costs]
+    found = [_cost_card(row) for row in data.costs if row.predicted is None]
     return found + [_quality_card(data, row) for row in data.quality[-1:]]
 
 

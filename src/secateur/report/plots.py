@@ -37,7 +37,7 @@ def threshold_plot(data: ThresholdData, metric: str, *, share: bool) -> Markup:
     frame = Frame(600, 330, _budget_range(data.budgets), _damage_range(data), top=34, bottom=46)
     parts = [
         y_axis(frame, lost_label(metric, share=share), text=as_points if share else as_number),
-        x_axis(frame, "MACs left", most=6),
+        x_axis(frame, f"{data.of} left", most=6),
         inside(
             frame,
             band(frame, data.budgets, data.damage, data.standard_error),
@@ -51,7 +51,7 @@ def threshold_plot(data: ThresholdData, metric: str, *, share: bool) -> Markup:
     if data.chosen is not None:
         parts.append(_chosen(frame, data.chosen, damage_at(data.budgets, data.damage, data.chosen)))
     words = describe(data.budgets, data.damage, share=share)
-    return canvas(frame, f"{metric} lost against MACs left, cross-validated", words, *parts)
+    return canvas(frame, f"{metric} lost against {data.of} left, cross-validated", words, *parts)
 
 
 def curve_plot(data: CurveData, y_range: tuple[float, float], *, share: bool) -> Markup:

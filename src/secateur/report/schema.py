@@ -39,6 +39,7 @@ class CostRow(Part):
         spread_before: interquartile range of the timings; None for costs that are counted.
         spread_after: likewise.
         verdict: what the timings allow one to say; None for costs that are counted.
+        predicted: the cost after, as it was predicted; None where that is no prediction.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CostRow(Part):
     spread_before: Number = None
     spread_after: Number = None
     verdict: str | None = None
+    predicted: Number = None
 
     @property
     def ratio(self) -> float | None:
@@ -150,7 +152,7 @@ class WidthRow(Part):
 
 
 class ThresholdData(Part):
-    """Cross-validated damage against budget (a fraction of the dense MACs), and the choice."""
+    """Cross-validated damage against budget, and the choice; `of` is the cost that budgets are fractions of."""
 
     budgets: list[float]
     damage: list[Number]
@@ -159,6 +161,7 @@ class ThresholdData(Part):
     chosen: Number
     tolerance: Number
     reason: str
+    of: str = "MACs"
 
     @model_validator(mode="after")
     def _same_lengths(self) -> Self:
@@ -168,7 +171,7 @@ class ThresholdData(Part):
 
 
 class RoundRow(Part):
-    """One round of cut, repair and retraining; `target` and `macs` are fractions of the dense MACs."""
+    """One round of cut, repair and retraining; `macs` is a fraction of the dense MACs, `target` of what is bounded."""
 
     number: int
     target: Number

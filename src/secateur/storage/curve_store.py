@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from secateur.errors import StoreError
+from secateur.storage.database import connect
 from secateur.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class CurveStore:
         Raises:
             StoreError: the file cannot be opened.
         """
-        connection = _connect(path)
+        connection = connect(path, _SCHEMA, "choose another run directory")
         try:
             yield CurveStore(connection)
         finally:
@@ -73,40 +74,6 @@ class CurveStore:
     def count(self) -> int:
         """Number of points."""
         return int(self.connection.execute("SELECT COUNT(*) FROM points").fetchone()[0])
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        return _open_checked(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise StoreError(f"cannot open {path}: {error}; choose another run directory") from error
-        aside = _free_name(path)
-        path.rename(aside)
-        logger.warning("%s is damaged (%s); it was set aside as %s and a new store begun", path, error, aside.name)
-        return _open_checked(path)
-
-
-def _open_checked(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        state = connection.execute("PRAGMA quick_check").fetchone()[0]
-        if state != "ok":
-            raise sqlite3.DatabaseError(state)
-        connection.execute(_SCHEMA)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    return aside
 
 
 def _unpack(shapes: Mapping[str, list[int]], data: bytes) -> dict[str, Floats]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ArgumentError, NumericalError, PlanError
-from secateur.graph.costs import cost_model
+from secateur.graph.costs import cost_model, item_bytes
 from secateur.graph.groups import structure_for
-from secateur.graph.trace import Program, named_state
+from secateur.graph.trace import Program
 from secateur.types import Cost, Fallback, Group, Rows
 
 Scores = Mapping[str, Tensor]
@@ -117,8 +117,7 @@ class Plan:
         unknown = sorted(set(self.keep) - set(rows))
         if unknown:
             raise PlanError(f"the program has no group {unknown[0]!r}; the plan is for another model")
-        items = {name: tensor.element_size() for name, tensor in named_state(program.model).items()}
-        model = cost_model(found, items)
+        model = cost_model(found, item_bytes(program))
         widths = {name: len(kept) // rows[name] for name, kept in self.keep.items()}
         return Cost(model.macs(widths), model.params(widths), model.memory_bytes(widths))
 
