@@ -34,6 +34,7 @@ def test_after_two_positional_arguments_all_are_by_keyword() -> None:
         "measure": 3,
         "collect": 3,
         "score": 3,
+        "predict": 3,
         "scan": 4,
         "repair": 4,
         "find_groups": 2,

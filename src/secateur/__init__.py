@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secateur.criteria.group_obs import GroupOBS
     from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, Magnitude
     from secateur.criteria.obs import OBS
+    from secateur.criteria.predict import predict
     from secateur.criteria.statistics import Statistics
     from secateur.errors import (
         ArgumentError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
     from secateur.repairs.repair import Repaired, repair
+    from secateur.sensitivity.after import AfterRepair
     from secateur.sensitivity.executor import Executor, SerialExecutor
     from secateur.sensitivity.processes import ProcessExecutor
     from secateur.sensitivity.racing import Racing
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from secateur.surgery.cut import cut
     from secateur.surgery.mask import mask
     from secateur.surgery.plan import Plan, plan
+    from secateur.training.after import AfterRetraining
     from secateur.training.loop import Retraining
     from secateur.training.schedules import Schedule
     from secateur.types import Allocation, Budget, Cost, Curve, FixedAxis, Group
@@ -83,6 +86,8 @@ _HOMES = {
     "ActivationNorm": "secateur.criteria.activations:ActivationNorm",
     "ActivationVariance": "secateur.criteria.energy:ActivationVariance",
     "ActiveShare": "secateur.criteria.activations:ActiveShare",
+    "AfterRepair": "secateur.sensitivity.after:AfterRepair",
+    "AfterRetraining": "secateur.training.after:AfterRetraining",
     "Allocation": "secateur.types:Allocation",
     "ArgumentError": "secateur.errors:ArgumentError",
     "BatchNormScale": "secateur.criteria.magnitude:BatchNormScale",
@@ -184,6 +189,7 @@ _HOMES = {
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
+    "predict": "secateur.criteria.predict:predict",
     "prune": "secateur.pipeline.prune:prune",
     "refine": "secateur.allocation.local_search:refine",
     "release": "secateur.sparsity.hold:release",
@@ -214,6 +220,8 @@ __all__ = [
     "ActivationNorm",
     "ActivationVariance",
     "ActiveShare",
+    "AfterRepair",
+    "AfterRetraining",
     "Allocation",
     "ArgumentError",
     "BatchNormScale",
@@ -305,6 +313,7 @@ __all__ = [
     "mask",
     "measure",
     "plan",
+    "predict",
     "prune",
     "refine",
     "release",

@@ -163,7 +163,8 @@ class Curve:
         widths: units kept in each row, strictly decreasing; the first is the whole row.
         sparsities: fraction of units removed at each level, ascending; the first is 0.
         damage: float64 (levels, samples): metric lost on each sample; positive = worse. NaN where a level
-            stopped before the sample was drawn.
+            stopped before the sample was drawn. Of a metric that is no mean over samples: each sample's share of
+            what is lost, whose mean over the samples of a level is that.
         loss_damage: float64 (levels, samples): loss gained on each sample; positive = worse.
     """
 
@@ -285,9 +286,12 @@ class Evaluation:
     """Per-sample results of a model on a data set.
 
     Attributes:
-        metric: float64 (samples,), as the metric gives it (not turned by its direction).
+        metric: float64 (samples,), as the metric gives it (not turned by its direction); (samples, numbers) where
+            it is no mean over samples.
         loss: float64 (samples,).
+        others: likewise, of other metrics by name.
     """
 
     metric: Floats
     loss: Floats = field(default_factory=lambda: np.zeros(0))
+    others: Mapping[str, Floats] = field(default_factory=dict)

@@ -10,9 +10,17 @@ from networks import CASES, built
 from secateur.data import as_batches
 from secateur.errors import DataError, MetricError, NumericalError
 from secateur.measures.cost import measure
-from secateur.measures.evaluate import check_decomposable, damage, evaluate
+from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.latency import Latency, time_models, verdict
-from secateur.measures.metrics import accuracy, cross_entropy, per_sample, resolve_loss, resolve_metric, top5_accuracy
+from secateur.measures.metrics import (
+    accuracy,
+    cross_entropy,
+    paired,
+    per_sample,
+    resolve_loss,
+    resolve_metric,
+    top_k_accuracy,
+)
 from secateur.measures.outputs import logits
 
 
@@ -85,7 +93,7 @@ def test_metrics_by_their_definitions() -> None:
     assert accuracy(scores, targets).tolist() == [1, 0, 1]
     expected = -scores.log_softmax(1)[torch.arange(3), targets]
     torch.testing.assert_close(cross_entropy(scores, targets), expected)
-    assert top5_accuracy(torch.eye(7), torch.tensor([0, 1, 2, 3, 4, 5, 6])).tolist() == [1.0] * 7
+    assert top_k_accuracy(torch.eye(7), torch.tensor([0, 1, 2, 3, 4, 5, 6]), k=5).tolist() == [1.0] * 7
     steps = torch.tensor([[1, 2, -100], [0, -100, -100]])
     sequence = torch.nn.functional.one_hot(torch.tensor([[1, 0, 0], [0, 1, 1]]), 3).float()
     assert accuracy(sequence, steps).tolist() == [0.5, 1.0]
@@ -135,8 +143,8 @@ def test_evaluation_is_per_sample_whatever_the_batches() -> None:
 
 def test_damage_has_the_metrics_direction_and_nan_is_never_better() -> None:
     before, after = np.array([1.0, 2.0, 3.0]), np.array([0.5, np.nan, 4.0])
-    assert damage(before, after, 1).tolist() == [0.5, np.inf, -1.0]
-    assert damage(before, after, -1).tolist() == [-0.5, np.inf, 1.0]
+    assert paired(before, after, 1).tolist() == [0.5, np.inf, -1.0]
+    assert paired(before, after, -1).tolist() == [-0.5, np.inf, 1.0]
 
 
 def test_values_that_are_not_finite_are_refused_at_the_baseline() -> None:

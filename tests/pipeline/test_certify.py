@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 import secateur as sc
@@ -56,6 +57,14 @@ def test_several_metrics_must_all_pass_each_at_the_full_level() -> None:
     assert found.parts == tuple(alone)
     assert [p.certified for p in found.parts] == [True, False] and not found.certified
     assert "intersection-union" in str(found)
+
+
+def test_a_metric_that_is_no_mean_is_tested_by_the_shares_of_its_samples() -> None:
+    found = sc.certify(model(10), model(40), batches(), metric="f1", tolerance=0.1).parts[0]
+    targets = CLASSES.numpy()
+    before, after = (f1_score(targets, m.scores.argmax(1), average="macro") for m in (model(10), model(40)))
+    assert (found.before, found.after) == (pytest.approx(before), pytest.approx(after))
+    assert found.certified and 0 < found.drop_error < 0.02 and found.guarantee == "asymptotic"
 
 
 def test_the_worst_class_decides() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 import secateur as sc
@@ -125,6 +126,15 @@ def test_budgets_on_parameters_and_on_several_costs(net: Net, budget: sc.Budget)
     assert after.params <= budget.params * before.params
     assert after.macs <= (budget.macs or 1.0) * before.macs
     assert after.params > 0.5 * budget.params * before.params, "no more is removed than the budget asks"
+
+
+def test_a_metric_that_is_no_mean_over_samples_decides(net: Net) -> None:
+    result = sc.prune(net, ARGS, **DATA, budget=sc.Budget(macs=0.08), metric="f1", repair=False, retrain=None, **QUICK)
+    x, y = stripes(300, 2)
+    before, after = (f1_score(y, m(x).argmax(1), average="macro") for m in (net, result.model))
+    assert 0 < result.damage.mean == pytest.approx(before - after, abs=1e-6)
+    row = next(row for row in result.report_data.quality if row.name.startswith("validation"))
+    assert (row.dense, row.pruned) == (pytest.approx(before), pytest.approx(after, abs=1e-6))
 
 
 def test_models_that_take_and_give_mappings() -> None:

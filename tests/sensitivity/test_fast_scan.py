@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from secateur.data import as_batches
@@ -12,7 +13,7 @@ from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.sensitivity.bisection import bisect
 from secateur.sensitivity.racing import Racing
-from secateur.sensitivity.result import Scan, rising_damage
+from secateur.sensitivity.result import Scan, changes_nothing, rising_damage
 from secateur.sensitivity.scan import scan
 from secateur.sensitivity.stages import as_it_comes, drawn
 from secateur.storage.curve_store import CurveStore
@@ -131,6 +132,25 @@ def test_what_changes_nothing_is_suspicious_and_the_table_says_so(exhaustive: Sc
     assert exhaustive.tally.replayed == exhaustive.tally.measured == 9 * 1100
 
 
+@pytest.mark.parametrize("racing", [None, Racing((0.05,)), Racing((0.05,), bisect=True)])
+def test_a_mask_that_does_nothing_makes_every_group_suspicious(setting, monkeypatch, racing: Racing | None) -> None:
+    program, groups, scores, data = setting
+    assert len(scan(*setting, sparsities=LEVELS, racing=racing).suspicious) == 1
+    monkeypatch.setattr("secateur.sensitivity.probe.masked_tensors", lambda model, groups, plan: {})
+    found = scan(program, groups, scores, data, sparsities=LEVELS, racing=racing)
+    assert set(found.suspicious) == {group.name for group in groups} == set(found)
+
+
+def test_what_was_not_measured_or_moves_the_metric_alone_is_not_suspicious() -> None:
+    nothing, gone = np.zeros((2, 3)), np.array([[0.0] * 3, [np.nan] * 3])
+    moved, infinite = np.array([[0.0] * 3, [0.0, 1.0, 0.0]]), np.array([[0.0] * 3, [np.inf] * 3])
+    assert not changes_nothing(Curve("a", (4,), (0,), nothing[:1], nothing[:1]))
+    assert not changes_nothing(Curve("a", (4, 2), (0, 0.5), gone, gone))
+    assert not changes_nothing(Curve("a", (4, 2), (0, 0.5), moved, nothing))
+    assert not changes_nothing(Curve("a", (4, 2), (0, 0.5), nothing, infinite))
+    assert changes_nothing(Curve("a", (4, 2), (0, 0.5), nothing, nothing))
+
+
 def test_damage_made_to_rise_weighs_levels_by_their_samples() -> None:
     damage = np.array([[0.0] * 4, [1.0, np.nan, np.nan, np.nan], [0.0] * 3 + [0.4], [np.inf] + [0.0] * 3])
     curve = Curve("a", (4, 3, 2, 1), (0, 0.25, 0.5, 0.75), damage, damage)
@@ -153,3 +173,42 @@ def test_stages_hold_the_samples_they_name_however_little_memory_there_is() -> N
     ragged = as_batches([(x[:10].reshape(5, 2), x[:5]), (x[:12].reshape(4, 3), x[:4])], "d")
     assert [b.size for b in next(drawn(ragged, np.arange(9), 9, 0)).batches] == [5, 4]
     assert [s.samples.tolist() for s in as_it_comes(ragged)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_predictions_save_points_where_they_are_right_and_cost_two_more_where_not() -> None:
+    rng = np.random.default_rng(0)
+    levels = dict.fromkeys(map(str, range(40)), 15)
+    damage = {
+        name: np.cumsum(rng.exponential(scale=scale, size=15))
+        for name, scale in zip(levels, rng.gamma(1, 1, 40), strict=True)
+    }
+    counts = {}
+    for how, predicted in {
+        "none": None,
+        "right": {name: (3 * values**2).tolist() for name, values in damage.items()},
+        "wrong": {name: rng.normal(size=15).tolist() for name in levels},
+    }.items():
+        asked: list[str] = []
+
+        def within(pairs, asked=asked):
+            asked += [name for name, _ in pairs]
+            return [damage[name][level - 1] <= 2.0 for name, level in pairs]
+
+        found = bisect(levels, within, predicted)
+        assert found == {name: int((values <= 2.0).sum()) for name, values in damage.items()}
+        counts[how] = [asked.count(name) for name in levels]
+    assert max(counts["none"]) == 4 and max(counts["wrong"]) <= 6
+    assert sum(counts["right"]) <= 0.8 * sum(counts["none"])
+
+
+def test_a_surrogate_begins_the_halving_and_its_agreement_is_reported(setting, exhaustive: Scan) -> None:
+    right = {name: dict(zip(c.widths[1:], c.mean()[1:], strict=True)) for name, c in exhaustive.items()}
+    options = {"sparsities": LEVELS, "racing": Racing((0.03,), bisect=True)}
+    plain, helped = scan(*setting, **options), scan(*setting, **options, surrogate=right)
+    assert helped.thresholds(0.03) == plain.thresholds(0.03) == exhaustive.thresholds(0.03)
+    whole = scan(*setting, sparsities=LEVELS, surrogate=right)
+    points = [(n, w, m) for n, c in exhaustive.items() for w, m in zip(c.widths[1:], c.mean_loss()[1:], strict=True)]
+    expected = spearmanr([right[n][w] for n, w, _ in points], [m for _, _, m in points]).statistic
+    assert whole.agreement() == pytest.approx(expected)
+    assert f"rank correlation of {expected:.2f} (Spearman, 9 points)" in str(whole)
+    assert "rank correlation" not in str(exhaustive)

@@ -84,8 +84,8 @@ def test_a_second_scan_measures_nothing_and_other_data_everything(tmp_path: Path
             baseline=evaluate(model, batches, metric=metric, loss=loss),
         )  # fmt: skip
         calls: list[int] = []
-        honest = prober.damage_on
-        object.__setattr__(prober, "damage_on", lambda *a: calls.append(1) or honest(*a))
+        honest = prober.evaluated
+        object.__setattr__(prober, "evaluated", lambda *a: calls.append(1) or honest(*a))
         with CurveStore.open(tmp_path / "c.sqlite") as store:
             return measure_curves(prober, sparsities=(0.3, 0.6), store=store), len(calls)
 

@@ -10,7 +10,7 @@ from secateur.cli.recipe import Recipe
 from secateur.cli.recipe_sparsity import AllocationName, MethodName, SparsifyPart
 from secateur.data import as_batches
 from secateur.errors import RecipeError
-from secateur.measures.evaluate import damage, evaluate
+from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.task import summarise
@@ -83,9 +83,9 @@ def quality(recipe: Recipe, splits: Splits, dense: nn.Module, found: Sparsified)
     validation = as_batches(splits.validation, "validation")
     before = evaluate(dense, validation, metric=metric, loss=loss)
     after = evaluate(found.model, validation, metric=metric, loss=loss, finite=False)
-    lost, share = summarise(damage(before.metric, after.metric, metric.sign)), metric.bounds == (0.0, 1.0)
+    lost, share = summarise(metric.damage(before.metric, after.metric)), metric.bounds == (0.0, 1.0)
     return (
-        f"{metric.name} on {len(before.metric)} validation samples: {metric_text(float(before.metric.mean()), share)} "
-        f"before, {metric_text(float(after.metric.mean()), share)} after; "
+        f"{metric.name} on {len(before.metric)} validation samples: {metric_text(metric.value(before.metric), share)} "
+        f"before, {metric_text(metric.value(after.metric), share)} after; "
         f"lost {damage_text(lost.mean, share)} ± {error_text(lost.standard_error, share)}{' points' if share else ''}"
     )

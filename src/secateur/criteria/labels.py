@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.measures.metrics import IGNORED_TARGET
+from secateur.measures.counts import IGNORED_TARGET
 from secateur.measures.outputs import logits
 
 

@@ -1,6 +1,6 @@
 """Run a model over a data set, and keep one value of metric and loss for each sample."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,13 @@ from secateur.types import Evaluation, Floats
 
 
 def evaluate(
-    model: nn.Module, data: Iterable[Batch], *, metric: Metric, loss: PerSample, finite: bool = True
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    metric: Metric,
+    loss: PerSample,
+    others: Sequence[Metric] = (),
+    finite: bool = True,
 ) -> Evaluation:
     """Metric and loss of `model` on each sample, in eval mode without gradients.
 
@@ -25,6 +31,7 @@ def evaluate(
         data: batches; moved to the model's device.
         metric: per-sample metric.
         loss: per-sample loss.
+        others: more metrics.
         finite: refuse values that are not finite. With False they are kept: the damage of a pruned
             network may be without bound, and NaN is never "better".
 
@@ -33,28 +40,39 @@ def evaluate(
         NumericalError: NaN or infinity, with `finite`.
     """
     device = device_of(model)
-    metrics, losses = [], []
+    parts = []
     with in_eval_mode(model), torch.no_grad():
         for batch in data:
             moved = to_device(batch, device)
-            values = sample_values(model(*moved.args, **moved.kwargs), moved, metric=metric, loss=loss)
-            metrics.append(values.metric)
-            losses.append(values.loss)
-    found = Evaluation(np.concatenate(metrics), np.concatenate(losses))
+            outputs = model(*moved.args, **moved.kwargs)
+            parts.append(sample_values(outputs, moved, metric=metric, loss=loss, others=others))
+    found = Evaluation(
+        np.concatenate([part.metric for part in parts]),
+        np.concatenate([part.loss for part in parts]),
+        {m.name: np.concatenate([part.others[m.name] for part in parts]) for m in others},
+    )
     if finite:
-        _check_finite(found, metric)
+        for m, values in ((metric, found.metric), *((m, found.others[m.name]) for m in others)):
+            _check_finite(values, f"metric {m.name!r}")
+        _check_finite(found.loss, "the loss")
     return found
 
 
-def sample_values(outputs: Any, batch: Batch, *, metric: Metric, loss: PerSample) -> Evaluation:
-    """Metric and loss of each sample of a batch, from what the model gave for it.
+def sample_values(
+    outputs: Any, batch: Batch, *, metric: Metric, loss: PerSample, others: Sequence[Metric] = ()
+) -> Evaluation:
+    """Metrics and loss of each sample of a batch, from what the model gave for it.
 
     Raises:
-        MetricError: the metric or loss gives values of another length.
+        MetricError: a metric or the loss gives values of another length.
     """
-    values = per_sample(metric.function, outputs, batch.targets, batch.size, f"metric {metric.name!r}")
+
+    def values(m: Metric) -> Floats:
+        rows = m.aggregate is not None
+        return _array(per_sample(m.function, outputs, batch.targets, batch.size, f"metric {m.name!r}", rows=rows))
+
     losses = per_sample(loss, outputs, batch.targets, batch.size, "the loss")
-    return Evaluation(_array(values), _array(losses))
+    return Evaluation(values(metric), _array(losses), {m.name: values(m) for m in others})
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -83,24 +101,14 @@ def check_decomposable(model: nn.Module, data: Batches, *, metric: Metric, found
         )
 
 
-def damage(before: Floats, after: Floats, sign: int) -> Floats:
-    """Paired damage of each sample, positive = worse; what is not finite afterwards is infinitely bad.
-
-    >>> damage(np.array([1.0, 1.0]), np.array([0.0, np.nan]), 1).tolist()
-    [1.0, inf]
-    """
-    return np.where(np.isfinite(after), sign * (before - after), np.inf)
-
-
 def _array(values: torch.Tensor) -> Floats:
     return values.detach().double().cpu().numpy()
 
 
-def _check_finite(found: Evaluation, metric: Metric) -> None:
-    for name, values in ((f"metric {metric.name!r}", found.metric), ("the loss", found.loss)):
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise NumericalError(
-                f"{name} is NaN or infinite on {len(bad)} of {len(values)} samples (first: sample {bad[0]}); "
-                "check the data, the model's outputs and the metric before pruning"
-            )
+def _check_finite(values: Floats, name: str) -> None:
+    is_bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if is_bad.any():
+        raise NumericalError(
+            f"{name} is NaN or infinite on {is_bad.sum()} of {len(values)} samples (first: sample "
+            f"{int(np.argmax(is_bad))}); check the data, the model's outputs and the metric before pruning"
+        )

@@ -19,7 +19,7 @@ from secateur.pipeline.certification import ON_SLICE, Certification, SequenceCer
 from secateur.pipeline.paired_values import Paired, paired_values
 from secateur.sensitivity.scan import fingerprint
 from secateur.storage.data_uses import ROUNDING, DataMark, Level, mark, spend as spend_level
-from secateur.types import Evaluation
+from secateur.types import Evaluation, Floats
 
 AGREEMENT = "agreement"
 
@@ -295,11 +295,23 @@ def _test(
             certify_agreement(values.changed[rows], tolerance=tolerance, confidence=confidence), metric=named
         )
     metric = next(m for m in claims.metrics if m.name == name)
-    before, after = values.metrics[name]
-    return lambda rows, named, tolerance: certify_paired(
-        before[rows], after[rows], tolerance=tolerance, confidence=confidence, bounds=metric.bounds,
-        higher_is_better=metric.higher_is_better, clip=claims.clip, documents=claims.documents, metric=named,
-    )  # fmt: skip
+
+    def certified(rows: Any, named: str, tolerance: float | None) -> Certificate:
+        before, after = _as_means(metric, *(each[rows] for each in values.metrics[name]))
+        return certify_paired(
+            before, after, tolerance=tolerance, confidence=confidence, bounds=metric.bounds,
+            higher_is_better=metric.higher_is_better, clip=claims.clip, documents=claims.documents, metric=named,
+        )  # fmt: skip
+
+    return certified
+
+
+def _as_means(metric: Metric, before: Floats, after: Floats) -> tuple[Floats, Floats]:
+    """One value for each sample, whose means are the metric before and after."""
+    if metric.aggregate is None:
+        return before, after
+    whole = np.full(len(before), metric.value(before))
+    return whole, whole - metric.sign * metric.damage(before, after)
 
 
 def _slices(labels: Any, samples: int) -> list[tuple[Any, NDArray[np.bool_]]]:

@@ -69,7 +69,9 @@ def paired_values(
             for m in metrics:
                 for kept, output in zip(found[m.name], outputs, strict=True):
                     targets = _beside(batch.targets, output)
-                    values = per_sample(m.function, output, targets, batch.size, f"metric {m.name!r}")
+                    values = per_sample(
+                        m.function, output, targets, batch.size, f"metric {m.name!r}", rows=m.aggregate is not None
+                    )
                     kept.append(values.detach().double().cpu())
             if agreement:
                 changed.append(_changed(outputs[0], outputs[1], batch.size))

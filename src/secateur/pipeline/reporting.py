@@ -195,7 +195,7 @@ def _wishes(scope: Scope) -> list[tuple[str, str]]:
 def _quality(story: Story) -> list[QualityRow]:
     task, best = story.task, story.search.best
     damage = best.damage if best is not None else Damage(0.0, 0.0)
-    dense = float(task.baseline.metric.mean())
+    dense = task.metric.value(task.baseline.metric)
     rows = [
         QualityRow(
             name="validation (was chosen on)",

@@ -15,7 +15,7 @@ from secateur.errors import BudgetError
 from secateur.graph.costs import CostModel, cost_model, item_bytes
 from secateur.graph.groups import Structure
 from secateur.graph.trace import Program, trace
-from secateur.measures.evaluate import damage, evaluate
+from secateur.measures.evaluate import evaluate
 from secateur.measures.latency_table import LatencyTable
 from secateur.measures.metrics import resolve_loss
 from secateur.pipeline.latency import Timed
@@ -265,7 +265,7 @@ def _slower(task: Task, scene: Scene, factor: float) -> Scene:
 def measured_damage(task: Task, model: nn.Module) -> Damage:
     """Mean paired damage of `model` on the validation data, against the dense model."""
     after = evaluate(model, task.validation, metric=task.metric, loss=resolve_loss(task.loss), finite=False)
-    return summarise(damage(task.baseline.metric, after.metric, task.metric.sign))
+    return summarise(task.metric.damage(task.baseline.metric, after.metric))
 
 
 def _retrained(task: Task, small: nn.Module, number: int, directory: Path | None) -> nn.Module:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
-
 from secateur.progress import Advance
 from secateur.sensitivity.measure import Point, PointStore, Tally, Unmeasured
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.run import unsettled
+from secateur.sensitivity.values import by_name, like, overwrite
 from secateur.sensitivity.worker import Done, Failed, Known, Measured, Message, Ready, Task
 
 logger = logging.getLogger(__name__)
@@ -79,9 +78,9 @@ class Dispatcher:
         Raises:
             WorkerError: all workers are lost.
         """
-        stored = sum(map(_known_samples, points))
+        stored = sum(point.seen for point in points)
         wanting = unsettled(self.prober, points, racing, boundaries)
-        advance(len(self.prober.baseline.metric) * (len(points) - len(wanting)), f"{len(wanting)} points to measure")
+        advance(len(self.prober.baseline.loss) * (len(points) - len(wanting)), f"{len(wanting)} points to measure")
         tried = [point for point in wanting if point.key not in self.given_up]
         waiting = deque(_Job(part) for part in _parts(tried, self.workers * TASKS_PER_WORKER))
         given: dict[int, _Job] = {}
@@ -100,7 +99,7 @@ class Dispatcher:
                 case Done():
                     replayed += message.tally
                     for point in given.pop(worker).points:
-                        advance(len(point.damage) - _known_samples(point), point.group.name)
+                        advance(len(point.values.loss) - point.seen, point.group.name)
                     self.idle.add(worker)
                 case Failed():
                     if message.lost:
@@ -108,12 +107,12 @@ class Dispatcher:
                     if worker in given:
                         waiting.extend(self._again(given.pop(worker), message.reason, advance))
                     (self.idle.discard if message.lost else self.idle.add)(worker)
-        seen = sum(map(_known_samples, points))
+        seen = sum(point.seen for point in points)
         given_up = sum(point.key in self.given_up for point in points)
         return Tally(
             measured=seen - stored,
             stored=stored,
-            stopped=(len(points) - given_up) * len(self.prober.baseline.metric) - seen,
+            stopped=(len(points) - given_up) * len(self.prober.baseline.loss) - seen,
             replayed=replayed.replayed,
             why=replayed.why,
             unmeasured=tuple(self.given_up[point.key] for point in points if point.key in self.given_up),
@@ -133,22 +132,18 @@ class Dispatcher:
         (point,) = job.points
         self.given_up[point.key] = Unmeasured(point.group.name, point.width, job.failures + 1, reason)
         logger.warning("%s was given up after %d attempts: %s", point.label, job.failures + 1, reason)
-        advance(len(point.damage) - _known_samples(point), point.group.name)
+        advance(len(point.values.loss) - point.seen, point.group.name)
         # Half a point would pass for one that a race has ended.
-        point.damage[:], point.loss_damage[:] = np.nan, np.nan
+        overwrite(point.values, by_name(like(self.prober.baseline)))
         return []
 
 
 def _fill(point: Point, found: Measured, store: PointStore | None, advance: Advance) -> None:
-    before = _known_samples(point)
-    point.damage[:], point.loss_damage[:] = found.damage, found.loss_damage
+    before = point.seen
+    overwrite(point.values, found.arrays)
     if store is not None:
-        store.put(point.key, {"damage": point.damage, "loss_damage": point.loss_damage}, point.label)
-    advance(_known_samples(point) - before, point.group.name)
-
-
-def _known_samples(point: Point) -> int:
-    return int((~np.isnan(point.damage)).sum())
+        store.put(point.key, by_name(point.values), point.label)
+    advance(point.seen - before, point.group.name)
 
 
 def _parts(points: Sequence[Point], count: int) -> list[Sequence[Point]]:

@@ -7,17 +7,17 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from secateur.data import Batch, to_device
-from secateur.measures.evaluate import damage, device_of
+from secateur.measures.metrics import Metric, paired
 from secateur.progress import Advance
 from secateur.sensitivity.probe import Probe
+from secateur.sensitivity.runners import Runner
 from secateur.sensitivity.stages import Samples, Stage
+from secateur.sensitivity.values import by_name, like, unseen
 from secateur.surgery.plan import Plan, plan_widths
 from secateur.types import Evaluation, Floats, Group
 
@@ -43,25 +43,28 @@ class Point:
         width: units kept in a row.
         plan: which ones.
         key: in a store.
-        damage: float64 (samples,), filled in as they are measured; NaN = not measured.
-        loss_damage: likewise.
+        values: what the model gives on each sample without them, filled in as it is measured; NaN = not yet.
     """
 
     group: Group
     width: int
     plan: Plan
     key: str
-    damage: Floats
-    loss_damage: Floats
+    values: Evaluation
 
     @property
     def label(self) -> str:
         """For people who look into a store."""
         return f"{self.group.name} keeps {self.width} of {self.group.width}"
 
+    @property
+    def seen(self) -> int:
+        """How many samples are measured."""
+        return int((~unseen(self.values)).sum())
+
     def missing(self, samples: Samples) -> bool:
         """Whether some of `samples` are not measured."""
-        return bool(np.isnan(self.damage[samples]).any())
+        return bool(unseen(self.values)[samples].any())
 
 
 Stopped = Callable[[Point], bool]
@@ -122,53 +125,100 @@ class Tally:
 def make_point(prober: Probe, group: Group, width: int, context: str, store: PointStore | None) -> Point:
     """A point with the samples that the store has."""
     plan = plan_widths(prober.groups, prober.scores, {group.name: width})
-    how = "" if group.exact else "|cut"
+    how = "" if prober.is_masked(group) else "|cut"
     key = hashlib.sha256(f"{context}|{group.name}|{plan.keep[group.name].tolist()}{how}".encode()).hexdigest()
-    known = store.get(key) if store is not None else None
-    samples = len(prober.baseline.metric)
-    if known is not None and all(known[name].shape == (samples,) for name in ("damage", "loss_damage")):
-        return Point(group, width, plan, key, known["damage"], known["loss_damage"])
-    return Point(group, width, plan, key, np.full(samples, np.nan), np.full(samples, np.nan))
+    return Point(group, width, plan, key, like(prober.baseline, store.get(key) if store is not None else None))
+
+
+def pair(prober: Probe, point: Point, metric: Metric) -> tuple[Floats, Floats]:
+    """What the whole model gives by one of the probe's metrics, and what it gives at a point."""
+    if metric is prober.metric:
+        return prober.baseline.metric, point.values.metric
+    return prober.baseline.others[metric.name], point.values.others[metric.name]
+
+
+def metric_damage(prober: Probe, point: Point, metric: Metric) -> Floats:
+    """What is lost at a point by a metric, sample by sample; NaN where it is not measured."""
+    return _where_seen(point, metric.damage, *pair(prober, point, metric))
+
+
+def loss_damage(prober: Probe, point: Point) -> Floats:
+    """What the loss gains at a point, sample by sample; NaN where it is not measured."""
+    return _where_seen(point, partial(paired, sign=-1), prober.baseline.loss, point.values.loss)
+
+
+def _where_seen(point: Point, damage: Callable[[Floats, Floats], Floats], before: Floats, after: Floats) -> Floats:
+    seen = ~unseen(point.values)
+    found = np.full(len(seen), np.nan)
+    if seen.any():
+        found[seen] = damage(before[seen], after[seen])
+    return found
+
+
+@dataclass
+class Board:
+    """What is shown while points are measured.
+
+    Attributes:
+        points: how many there are.
+        samples: of each.
+        advance: told of samples times points.
+        done: points that have what they need.
+        saved: samples times points that those did not need.
+    """
+
+    points: int
+    samples: int
+    advance: Advance
+    done: int = 0
+    saved: int = 0
+
+    def finish(self, points: Sequence[Point], passed: int) -> None:
+        """These have all they need; `passed` samples of each were shown before."""
+        self.done += len(points)
+        self.saved += sum(self.samples - point.seen for point in points)
+        self.show(len(points) * (self.samples - passed))
+
+    def show(self, steps: int) -> None:
+        """So many samples times points more."""
+        saved = f", {self.saved:,} samples saved" if self.saved else ""
+        self.advance(steps, f"{self.done} of {self.points} points{saved}")
 
 
 def measure(
-    prober: Probe,
     points: Sequence[Point],
     stages: Iterable[Stage],
+    runner: Runner,
+    board: Board,
     *,
     store: PointStore | None = None,
     stopped: Stopped = lambda point: False,
-    advance: Advance = lambda steps=1, note="": None,
 ) -> Tally:
-    """Fill in the damages of `points`, stage by stage, until each has all samples or is stopped.
+    """Fill in `points`, stage by stage, until each has all samples or is stopped.
 
     Args:
-        prober: of the points' groups.
         points: filled in place.
         stages: of the validation data; none is read that no point needs.
+        runner: runs the model.
+        board: shows what is done.
         store: points are kept here every few seconds, and at the end.
         stopped: asked after each stage whether a point has samples enough.
-        advance: told of samples times points.
     """
-    samples = len(prober.baseline.metric)
-    runner = _Runner(prober)
     changed: dict[int, Point] = {}
-    stored = sum(int((~np.isnan(p.damage)).sum()) for p in points)
+    stored = sum(point.seen for point in points)
     measured = 0
     alive = [p for p in points if not _is_done(p, stopped)]
-    finished = len(points) - len(alive)
-    advance(samples * finished, f"{finished} of {len(points)} points")
+    board.finish([p for p in points if p not in alive], 0)
     last, passed = time.monotonic(), 0
     for stage in stages if alive else ():
         wanting = [p for p in alive if p.missing(stage.samples)]
-        runner.run(wanting, stage)
+        runner([(p.plan, p.values) for p in wanting], stage)
         measured += len(wanting) * len(stage.samples)
         changed |= {id(p): p for p in wanting}
         left = [p for p in alive if not _is_done(p, stopped)]
+        board.show(len(alive) * len(stage.samples))
         passed += len(stage.samples)
-        # A point that is done early leaves the rest of its samples undone.
-        steps = len(alive) * len(stage.samples) + (len(alive) - len(left)) * (samples - passed)
-        advance(steps, _note(points, left, samples))
+        board.finish([p for p in alive if p not in left], passed)
         is_due = time.monotonic() - last >= SECONDS_BETWEEN_WRITES
         if store is not None and (is_due or len(left) < len(alive)):
             due = list(changed.values()) if is_due else [p for p in changed.values() if p not in left]
@@ -179,74 +229,16 @@ def measure(
             break
     if store is not None:
         _keep(store, list(changed.values()), changed)
-    seen = sum(int((~np.isnan(p.damage)).sum()) for p in points)
-    return Tally(measured, stored, samples * len(points) - seen, runner.replayed, runner.why)
-
-
-def _note(points: Sequence[Point], left: Sequence[Point], samples: int) -> str:
-    done = [p for p in points if p not in left]
-    saved = samples * len(done) - sum(int((~np.isnan(p.damage)).sum()) for p in done)
-    return f"{len(done)} of {len(points)} points" + (f", {saved} samples saved" if saved else "")
+    total = sum(len(p.values.loss) for p in points)
+    seen = sum(p.seen for p in points)
+    return Tally(measured, stored, total - seen, runner.replayed, runner.why)
 
 
 def _is_done(point: Point, stopped: Stopped) -> bool:
-    return not np.isnan(point.damage).any() or stopped(point)
+    return not unseen(point.values).any() or stopped(point)
 
 
 def _keep(store: PointStore, due: Sequence[Point], changed: dict[int, Point]) -> None:
     for point in due:
-        store.put(point.key, {"damage": point.damage, "loss_damage": point.loss_damage}, point.label)
+        store.put(point.key, by_name(point.values), point.label)
         del changed[id(point)]
-
-
-class _Runner:
-    """Runs points on stages: by replay where it serves, else by the whole model."""
-
-    def __init__(self, prober: Probe) -> None:
-        self.prober = prober
-        self.replayed = 0
-        self.why = prober.why
-        self._refusals: dict[Any, str] = {}
-
-    def run(self, points: Sequence[Point], stage: Stage) -> None:
-        """Fill in the samples of one stage."""
-        exact = [p for p in points if p.group.exact]
-        others = [p for p in points if not p.group.exact]
-        start = 0
-        for batch in stage.batches:
-            where = stage.samples[start : start + batch.size]
-            start += batch.size
-            refusal = self._refusal(batch)
-            if refusal:
-                self.why = refusal
-                self._run_whole(exact, batch, where)
-            else:
-                for number, after in self.prober.damages([p.plan for p in exact], batch):
-                    self._fill(exact[number], after, where)
-                self.replayed += len(exact) * batch.size
-        for point in others:
-            metric, loss = self.prober.damage_on(point.plan, stage.batches, stage.samples)
-            point.damage[stage.samples], point.loss_damage[stage.samples] = metric, loss
-
-    def _run_whole(self, points: Sequence[Point], batch: Batch, where: Samples) -> None:
-        for point in points:
-            metric, loss = self.prober.damage_on(point.plan, [batch], where)
-            point.damage[where], point.loss_damage[where] = metric, loss
-
-    def _fill(self, point: Point, after: Evaluation, where: Samples) -> None:
-        before, sign = self.prober.baseline, self.prober.metric.sign
-        point.damage[where] = damage(before.metric[where], after.metric, sign)
-        point.loss_damage[where] = damage(before.loss[where], after.loss, -1)
-
-    def _refusal(self, batch: Batch) -> str:
-        """Why batches like this one cannot be replayed; tried once for all of the same shapes."""
-        if self.prober.replay is None:
-            return self.prober.why
-        outline = tuple(
-            (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf))
-            for leaf in pytree.tree_leaves((batch.args, batch.kwargs))
-        )
-        if outline not in self._refusals:
-            moved = to_device(batch, device_of(self.prober.model))
-            self._refusals[outline] = self.prober.replay.refusal(moved)
-        return self._refusals[outline]

@@ -14,8 +14,9 @@ from secateur.data import Batch, Batches, to_device
 from secateur.errors import ArgumentError, SurgeryError
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, named_state
-from secateur.measures.evaluate import damage, device_of, evaluate, sample_values
-from secateur.measures.metrics import Metric, PerSample
+from secateur.measures.evaluate import device_of, evaluate, sample_values
+from secateur.measures.metrics import Metric, PerSample, paired
+from secateur.sensitivity.after import After
 from secateur.sensitivity.replay import Change, Replay
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
@@ -32,13 +33,15 @@ class Probe:
         groups: what can be removed.
         scores: lowest-scored units are removed first.
         data: validation data, read in the same order each time.
-        metric: per-sample metric.
+        metric: that decides.
         loss: per-sample loss.
         baseline: what damage is measured against.
         program: of `model`; groups that are not exact are cut out of it.
         replay: runs what comes after the first operator that a change reaches; None if the program cannot be run
             so, and the whole model is run for each point.
         why: there is no replay; else empty.
+        others: more metrics, measured beside.
+        after: what is done to a cut model before it is measured; None: nothing, and units are silenced.
     """
 
     model: nn.Module
@@ -51,9 +54,11 @@ class Probe:
     program: Program | None = None
     replay: Replay | None = None
     why: str = "no program was given"
+    others: tuple[Metric, ...] = ()
+    after: After | None = None
 
-    def damages(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation]]:
-        """What the model gives on a batch with each of `plans`, as (position in `plans`, values).
+    def values(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation]]:
+        """What the model gives on a batch with each of `plans`, as (position in `plans`, values); by replay.
 
         Args:
             plans: each by itself; of exact groups, which masking serves.
@@ -63,8 +68,8 @@ class Probe:
         moved = to_device(batch, device_of(self.model))
         for number, outputs in self.replay.outputs(moved, [self.change(plan) for plan in plans]):
             with torch.no_grad():
-                values = sample_values(outputs, moved, metric=self.metric, loss=self.loss)
-            yield number, values
+                found = sample_values(outputs, moved, metric=self.metric, loss=self.loss, others=self.others)
+            yield number, found
 
     def change(self, plan: Plan) -> Change:
         """What masking by `plan` changes."""
@@ -79,18 +84,12 @@ class Probe:
             samples: positions in the validation data, ascending; None = all.
         """
         plan = plan_widths(self.groups, self.scores, widths)
-        return self.damage_on(plan, self.data if samples is None else chosen(self.data, samples), samples)
-
-    def damage_on(
-        self, plan: Plan, batches: Iterable[Batch], samples: NDArray[np.int64] | None = None
-    ) -> tuple[Floats, Floats]:
-        """Metric and loss damage by `plan`, of `batches` that hold these samples; by the whole model."""
-        with self._without(plan) as model:
-            after = evaluate(model, batches, metric=self.metric, loss=self.loss, finite=False)
         where = slice(None) if samples is None else samples
+        with self.without(plan) as model:
+            after = self.evaluated(model, self.data if samples is None else chosen(self.data, samples))
         return (
-            damage(self.baseline.metric[where], after.metric, self.metric.sign),
-            damage(self.baseline.loss[where], after.loss, -1),
+            self.metric.damage(self.baseline.metric[where], after.metric),
+            paired(self.baseline.loss[where], after.loss, -1),
         )
 
     @cached_property
@@ -98,21 +97,34 @@ class Probe:
         """Whose weights are silenced and restored in place; a scan by replay does without."""
         return copy_of(self.model)
 
+    def evaluated(self, model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+        """What a model gives on batches; what is not finite is kept."""
+        return evaluate(model, batches, metric=self.metric, loss=self.loss, others=self.others, finite=False)
+
+    def is_masked(self, group: Group) -> bool:
+        """Whether points of the group are measured by silencing units, rather than by a cut."""
+        return group.exact and self.after is None
+
     @contextlib.contextmanager
-    def _without(self, plan: Plan) -> Iterator[nn.Module]:
+    def without(self, plan: Plan) -> Iterator[nn.Module]:
         """The model without what the plan removes: masked, or cut where masking would tell something else."""
         touched = [g for g in self.groups if g.name in plan.keep and len(plan.keep[g.name]) < g.size]
-        if all(group.exact for group in touched):
+        if all(self.is_masked(group) for group in touched):
             with silenced(self._copy, self.groups, plan):
                 yield self._copy
             return
         if self.program is None:
+            what = (
+                f"groups {[g.name for g in touched if not g.exact]} are not exact"
+                if self.after is None
+                else f"points are measured after {self.after.name}"
+            )
             raise ArgumentError(
-                f"groups {[g.name for g in touched if not g.exact]} are not exact, so their damage is measured on a "
-                "real cut, which needs the program; pass program="
+                f"{what}, so their damage is measured on a real cut, which needs the program; pass program="
             )
         # A graph takes batches of other sizes only where it was verified to.
-        yield cut(self.program.model, plan, program=self.program, verify=plan.fallback == "graph")
+        small = cut(self.program.model, plan, program=self.program, verify=plan.fallback == "graph")
+        yield small if self.after is None else self.after(small, plan, program=self.program, groups=self.groups)
 
 
 def probe(
@@ -125,10 +137,12 @@ def probe(
     loss: PerSample,
     baseline: Evaluation,
     program: Program | None = None,
+    others: Sequence[Metric] = (),
+    after: After | None = None,
 ) -> Probe:
     """A probe of `model`; its program is needed where groups are not exact, and for replay."""
     replay, why = (None, "no program was given") if program is None else _replay(program)
-    return Probe(model, groups, scores, data, metric, loss, baseline, program, replay, why)
+    return Probe(model, groups, scores, data, metric, loss, baseline, program, replay, why, tuple(others), after)
 
 
 def _replay(program: Program) -> tuple[Replay | None, str]:

@@ -8,12 +8,18 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 
+from secateur.errors import ArgumentError
 from secateur.sensitivity.measure import Tally
 from secateur.sensitivity.racing import Racing
-from secateur.types import Curve, Floats
+from secateur.sensitivity.slices import Sliced
+from secateur.types import Curve, Curves, Floats
 
 NOTHING = 1e-6
 """Greatest loss damage of a sample that rounding may cause."""
+
+
+Surrogate = Mapping[str, Mapping[int, float]]
+"""Group name -> width kept -> predicted damage, in any unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +31,20 @@ class Scan(Mapping[str, Curve]):
         metric: name of the metric.
         tally: samples measured, saved and replayed.
         racing: the rule by which points stopped early; None: all have all samples.
+        others: curves of further metrics by name; with slices, "accuracy on the worst slice" and the like too.
+        by_slice: metric -> group -> damage on each slice at the levels of the group's curve.
+        after: what was done to cut models before they were measured; empty = nothing.
+        surrogate: what was predicted.
     """
 
     curves: Mapping[str, Curve]
     metric: str = "metric"
     tally: Tally = field(default_factory=Tally)
     racing: Racing | None = None
+    others: Mapping[str, Curves] = field(default_factory=dict)
+    by_slice: Mapping[str, Mapping[str, Sliced]] = field(default_factory=dict)
+    after: str = ""
+    surrogate: Surrogate = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Curve:
         return self.curves[name]
@@ -46,54 +60,90 @@ class Scan(Mapping[str, Curve]):
         """Groups whose removal changed no sample's loss at any sparsity: suspect the probe, do not call them robust."""
         return tuple(name for name, curve in self.curves.items() if changes_nothing(curve))
 
-    def agreement(self, surrogate: Mapping[str, Mapping[int, float]]) -> float | None:
+    def agreement(self, surrogate: Surrogate | None = None) -> float | None:
         """Spearman's rank correlation of predicted with measured loss damage, over the points of both.
 
         Args:
-            surrogate: group name -> width kept -> predicted damage, in any unit.
+            surrogate: group name -> width kept -> predicted damage, in any unit; None: the scan's own.
 
         Returns:
-            In [-1, 1]; None where one of the two does not vary.
+            In [-1, 1]; None where there are fewer than two points, or one of the two does not vary.
 
         >>> curve = Curve("a", (3, 2, 1), (0, 1/3, 2/3), np.zeros((3, 2)), np.array([[0., 0.], [1., 2.], [3., 4.]]))
         >>> Scan({"a": curve}).agreement({"a": {2: 10.0, 1: 50.0}})
         1.0
         """
+        predicted, measured = self._beside(self.surrogate if surrogate is None else surrogate)
+        if len(predicted) < 2 or (predicted == predicted[0]).all() or (measured == measured[0]).all():
+            return None
+        return round(float(spearmanr(predicted, measured).statistic), 12)
+
+    def _beside(self, surrogate: Surrogate) -> Floats:
+        """Predicted and measured loss damage of the points of both: (2, points)."""
         pairs = [
             (surrogate[name][width], loss)
             for name, curve in self.curves.items()
             for width, loss in zip(curve.widths[1:], curve.mean_loss()[1:], strict=True)
             if width in surrogate.get(name, {})
         ]
-        predicted, measured = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-        if len(pairs) < 2 or (predicted == predicted[0]).all() or (measured == measured[0]).all():
-            return None
-        return round(float(spearmanr(predicted, measured).statistic), 12)
+        return np.array(pairs, dtype=np.float64).reshape(-1, 2).T
 
-    def thresholds(self, tolerance: float, *, on: Literal["metric", "loss"] = "metric") -> dict[str, float]:
+    def of(self, metric: str) -> Curves:
+        """The curves of a metric.
+
+        Raises:
+            ArgumentError: it was not measured.
+        """
+        known = {self.metric: self.curves, **self.others}
+        if metric not in known:
+            raise ArgumentError(f"metric {metric!r} was not measured; there are {list(known)}")
+        return known[metric]
+
+    def thresholds(
+        self, tolerance: float | Mapping[str, float], *, on: Literal["metric", "loss"] = "metric"
+    ) -> dict[str, float]:
         """The greatest sparsity of each group whose mean damage, made to rise with sparsity, is within `tolerance`.
+
+        Args:
+            tolerance: of the mean damage; or one a metric by name, all of which must hold.
+            on: the damage that is compared with a single tolerance.
+
+        Raises:
+            ArgumentError: a metric that was not measured.
 
         >>> curve = Curve("a", (4, 3, 2), (0, 0.25, 0.5), np.array([[0., 0.], [0., 0.], [0., 1.]]), np.zeros((3, 2)))
         >>> Scan({"a": curve}).thresholds(0.1)
         {'a': 0.25}
         """
+        if isinstance(tolerance, Mapping):
+            single = [Scan(self.of(name)).thresholds(bound) for name, bound in tolerance.items()]
+            return {name: min(found[name] for found in single) for name in self.curves}
         found = {}
         for name, curve in self.curves.items():
             rising = rising_damage(curve, on)
             found[name] = curve.sparsities[int(np.flatnonzero(rising <= max(tolerance, 0.0))[-1])]
         return found
 
+    def finalists(self, tolerance: float, *, on: Literal["metric", "loss"] = "metric") -> dict[str, tuple[float, ...]]:
+        """For each group the last sparsity within `tolerance` and the next one: worth measuring after retraining.
+
+        They are what `scan(..., sparsities=)` takes; groups without any are left out.
+
+        >>> curve = Curve("a", (4, 3, 2, 1), (0, 0.25, 0.5, 0.75), np.diag([0.0, 0, 1, 4]), np.zeros((4, 4)))
+        >>> Scan({"a": curve}).finalists(0.1)
+        {'a': (0.25, 0.5)}
+        """
+        found = {}
+        for name, threshold in self.thresholds(tolerance, on=on).items():
+            levels = self.curves[name].sparsities
+            at = levels.index(threshold)
+            found[name] = tuple(level for level in levels[at : at + 2] if level > 0)
+        return {name: levels for name, levels in found.items() if levels}
+
     def __str__(self) -> str:
-        levels = sorted({round(s, 2) for curve in self.curves.values() for s in curve.sparsities[1:]})
-        width = max([5, *map(len, self.curves)])
-        lines = [f"{'group':<{width}}" + "".join(f"{f'{level:.0%}':>16}" for level in levels)]
-        for name, curve in self.curves.items():
-            cells = dict.fromkeys(levels, "")
-            for level, mean, error in zip(curve.sparsities, curve.mean(), curve.standard_error(), strict=True):
-                if level > 0:
-                    cells[round(level, 2)] = f"{mean:.4f} ± {error:.4f}"
-            lines.append(f"{name:<{width}}" + "".join(f"{cells[level]:>16}" for level in levels))
-        return "\n".join([f"mean damage to {self.metric} ± standard error, by sparsity", *lines, *self._remarks()])
+        tables = [_table(self.metric, self.curves, self.after)]
+        tables += [_table(name, curves, self.after) for name, curves in self.others.items()]
+        return "\n".join(["\n\n".join(tables), *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         tally = self.tally
@@ -108,6 +158,12 @@ class Scan(Mapping[str, Curve]):
             yield f"could not be measured, and left out: {'; '.join(map(str, tally.unmeasured))}"
         if tally.why and tally.replayed < tally.measured:
             yield f"not replayed, the whole model was run: {tally.why}"
+        agreement = self.agreement()
+        if agreement is not None:
+            yield (
+                f"what was predicted agrees with the measured loss damage to a rank correlation of {agreement:.2f} "
+                f"(Spearman, {self._beside(self.surrogate).shape[1]} points)"
+            )
         if self.suspicious:
             yield (
                 f"suspicious: removing units of {', '.join(self.suspicious)} changed nothing at any sparsity; suspect "
@@ -126,5 +182,20 @@ def rising_damage(curve: Curve, on: Literal["metric", "loss"] = "metric") -> Flo
 
 
 def changes_nothing(curve: Curve) -> bool:
-    """Whether no sample's loss changed beyond rounding, at any sparsity."""
-    return not (np.abs(np.nan_to_num(curve.loss_damage, nan=0.0, posinf=1.0)) > NOTHING).any()
+    """Whether something was measured, and no sample's metric or loss changed beyond rounding at any sparsity."""
+    measured = np.concatenate([curve.damage[1:], curve.loss_damage[1:]])
+    return bool(np.isfinite(measured).any()) and not (np.nan_to_num(np.abs(measured), nan=0.0) > NOTHING).any()
+
+
+def _table(metric: str, curves: Curves, after: str) -> str:
+    levels = sorted({round(s, 2) for curve in curves.values() for s in curve.sparsities[1:]})
+    width = max([5, *map(len, curves)])
+    lines = [f"{'group':<{width}}" + "".join(f"{f'{level:.0%}':>16}" for level in levels)]
+    for name, curve in curves.items():
+        cells = dict.fromkeys(levels, "")
+        for level, mean, error in zip(curve.sparsities, curve.mean(), curve.standard_error(), strict=True):
+            if level > 0:
+                cells[round(level, 2)] = f"{mean:.4f} ± {error:.4f}"
+        lines.append(f"{name:<{width}}" + "".join(f"{cells[level]:>16}" for level in levels))
+    how = f" after {after}" if after else ""
+    return "\n".join([f"mean damage to {metric}{how} ± standard error, by sparsity", *lines])

@@ -1,14 +1,16 @@
 """Measure points in this process, until they have all samples or a race is over."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from secateur.progress import Advance
-from secateur.sensitivity.measure import Point, PointStore, Tally, measure
+from secateur.sensitivity.measure import Board, Point, PointStore, Stopped, Tally, loss_damage, measure, metric_damage
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing, Side, side
-from secateur.sensitivity.stages import Samples, as_it_comes, drawn, quarter_of_free_memory
+from secateur.sensitivity.runners import Alone, Together
+from secateur.sensitivity.stages import Samples, Stage, as_it_comes, drawn, quarter_of_free_memory
+from secateur.sensitivity.values import unseen
 from secateur.types import Floats
 
 
@@ -20,27 +22,59 @@ def run_points(
     store: PointStore | None,
     advance: Advance,
 ) -> Tally:
-    """Fill in points; with `racing` each stops when it is clear of all `boundaries`."""
-    if racing is None:
-        return measure(prober, points, as_it_comes(prober.data), store=store, advance=advance)
-    order = racing.order(len(prober.baseline.metric))
-    memory = quarter_of_free_memory() if racing.memory_bytes is None else racing.memory_bytes
-    stages = drawn(prober.data, order, racing.stage, memory)
+    """Fill in points; with `racing` each stops when it is clear of all `boundaries`.
+
+    Points that silence units go through the data together; each other one by itself, with a model of its own.
+    """
+    samples = len(prober.baseline.loss)
+    order = racing.order(samples) if racing is not None else np.arange(samples)
+    board = Board(len(points), samples, advance)
+
+    def stages() -> Iterator[Stage]:
+        if racing is None:
+            return as_it_comes(prober.data)
+        memory = quarter_of_free_memory() if racing.memory_bytes is None else racing.memory_bytes
+        return drawn(prober.data, order, racing.stage, memory)
 
     def stopped(point: Point) -> bool:
-        return _is_clear(prober, point, racing, order, boundaries)
+        return racing is not None and _is_clear(prober, point, racing, order, boundaries)
 
-    return measure(prober, points, stages, store=store, stopped=stopped, advance=advance)
+    masked = [point for point in points if prober.is_masked(point.group)]
+    total = measure(masked, stages(), Together(prober), board, store=store, stopped=stopped)
+    for point in points:
+        if not prober.is_masked(point.group):
+            total += _alone(prober, point, stages, board, store, stopped)
+    return total
+
+
+def _alone(
+    prober: Probe,
+    point: Point,
+    stages: Callable[[], Iterator[Stage]],
+    board: Board,
+    store: PointStore | None,
+    stopped: Stopped,
+) -> Tally:
+    """Fill in a point that is measured by a model of its own, which is not made where nothing is left to measure."""
+    if not unseen(point.values).any() or stopped(point):
+        return measure([point], (), Together(prober), board, stopped=stopped)
+    what = (
+        "groups that are not exact are cut"
+        if prober.after is None
+        else f"points are measured after {prober.after.name}"
+    )
+    with prober.without(point.plan) as model:
+        return measure([point], stages(), Alone(prober, model, what), board, store=store, stopped=stopped)
 
 
 def unsettled(
     prober: Probe, points: Sequence[Point], racing: Racing | None, boundaries: Sequence[float]
 ) -> list[Point]:
     """Those of `points` that want more samples."""
-    wanting = [point for point in points if np.isnan(point.damage).any()]
+    wanting = [point for point in points if unseen(point.values).any()]
     if racing is None:
         return wanting
-    order = racing.order(len(prober.baseline.metric))
+    order = racing.order(len(prober.baseline.loss))
     return [point for point in wanting if not _is_clear(prober, point, racing, order, boundaries)]
 
 
@@ -55,7 +89,7 @@ def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary:
 
 def is_within(prober: Probe, point: Point, racing: Racing, boundary: float) -> bool:
     """Whether a point lies within a boundary, as far as its samples tell."""
-    order = racing.order(len(prober.baseline.metric))
+    order = racing.order(len(prober.baseline.loss))
     found = _side(prober, point, racing, order, boundary)
     values, _ = _drawn_values(prober, point, racing, order)
     # Without any value it could not be measured.
@@ -66,10 +100,11 @@ def _drawn_values(
     prober: Probe, point: Point, racing: Racing, order: Samples
 ) -> tuple[Floats, tuple[float, float] | None]:
     """The damages in the order in which they were drawn, and their least and greatest possible value."""
-    values = (point.damage if racing.on == "metric" else point.loss_damage)[order]
+    is_metric = racing.on == "metric"
+    values = (metric_damage(prober, point, prober.metric) if is_metric else loss_damage(prober, point))[order]
     unknown = np.isnan(values)
     values = values[: int(np.argmax(unknown))] if unknown.any() else values
     if racing.clip is not None:
         return values.clip(-racing.clip, racing.clip), (-racing.clip, racing.clip)
-    bounds = prober.metric.bounds if racing.on == "metric" else None
+    bounds = prober.metric.bounds if is_metric else None
     return values, None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])

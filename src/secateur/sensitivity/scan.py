@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -12,21 +11,28 @@ from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, WorkerError
 from secateur.graph.trace import Program, named_state
-from secateur.measures.evaluate import check_decomposable, evaluate
-from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.measures.evaluate import evaluate
+from secateur.measures.metrics import resolve_loss, resolve_metrics
+from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
+from secateur.sensitivity.after import After
 from secateur.sensitivity.bisection import bisect as halve
+from secateur.sensitivity.curves import metric_curves, others_of
 from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
-from secateur.sensitivity.result import Scan
+from secateur.sensitivity.result import Scan, Surrogate
 from secateur.sensitivity.run import is_within
+from secateur.sensitivity.slices import Slices, labels_of
+from secateur.sensitivity.values import by_name
 from secateur.surgery.plan import Scores, kept_width
-from secateur.types import Curve, Group
+from secateur.types import Group
 
 Run = Callable[[Sequence[Point], Sequence[float]], Tally]
+
+Sparsities = Sequence[float] | Mapping[str, Sequence[float]]
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -40,9 +46,12 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     metric: Any = "accuracy",
     loss: Any = "cross_entropy",
     higher_is_better: bool | None = None,
-    sparsities: Sequence[float] = SPARSITIES,
+    slices: Slices = None,
+    sparsities: Sparsities = SPARSITIES,
+    after: After | None = None,
     batch_fn: BatchFn | None = None,
     racing: Racing | None = None,
+    surrogate: Surrogate | None = None,
     workers: int = 1,
     executor: Executor | None = None,
     store: PointStore | None = None,
@@ -58,13 +67,21 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         groups: what to measure.
         scores: group name -> scores; the lowest-scored units go first.
         validation: any source of batches.
-        metric: see `resolve_metric`.
+        metric: see `resolve_metric`; or a list: the first decides (races, the curves themselves), the others are in
+            `Scan.others`. "loss" is the loss. An object that is no mean over samples is measured by the bootstrap.
         loss: see `resolve_loss`.
-        higher_is_better: direction of a metric that is a function.
-        sparsities: fractions of units removed, in (0, 1); a branch, which has one unit, is measured without it.
+        higher_is_better: direction of metrics that have none of their own.
+        slices: "targets" for the classes, one label a sample, or a function of a batch that gives them: damage
+            on the worst slice is measured beside, see `Scan.others` and `Scan.by_slice`.
+        sparsities: fractions of units removed, in (0, 1); a branch, which has one unit, is measured without it. Or
+            those of each group by name; groups that are not named are not measured.
+        after: what is done to a cut model before it is measured: `AfterRepair`, `AfterRetraining` or a function like
+            them. None: nothing.
         batch_fn: takes apart batches of an unusual shape.
         racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
             With its `bisect`, curves have the levels that were measured on the way.
+        surrogate: group name -> width -> predicted damage, in any unit; see `predict`. Halving begins where it says,
+            and its rank agreement with what was measured is reported.
         workers: more than one measure in so many processes; short for `executor=ProcessExecutor(workers)`.
         executor: where points are measured: `ProcessExecutor` or `RayExecutor`; None = in this process.
         store: measured points are looked up and kept here.
@@ -80,16 +97,19 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         NumericalError: metric or loss of the whole model is not finite.
     """
     data = as_batches(validation, "validation", batch_fn)
-    found_metric, found_loss = resolve_metric(metric, higher_is_better), resolve_loss(loss)
-    baseline = evaluate(program.model, data, metric=found_metric, loss=found_loss)
-    check_decomposable(program.model, data, metric=found_metric, found=baseline)
+    found_loss = resolve_loss(loss)
+    found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
+    baseline = evaluate(program.model, data, metric=found_metric, loss=found_loss, others=others)
     prober = probe(
-        program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program
-    )
+        program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program,
+        others=others, after=after,
+    )  # fmt: skip
     return measure_curves(
         prober,
         sparsities=sparsities,
+        slices=slices,
         racing=racing,
+        surrogate=surrogate,
         workers=workers,
         executor=executor,
         store=store,
@@ -100,8 +120,10 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
 def measure_curves(
     prober: Probe,
     *,
-    sparsities: Sequence[float] = SPARSITIES,
+    sparsities: Sparsities = SPARSITIES,
+    slices: Slices = None,
     racing: Racing | None = None,
+    surrogate: Surrogate | None = None,
     workers: int = 1,
     executor: Executor | None = None,
     store: PointStore | None = None,
@@ -109,32 +131,39 @@ def measure_curves(
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
     chosen = chosen_executor(workers, executor)
+    labels = labels_of(prober.data, slices)
     context = context_key(prober) if store is not None else ""
+    by_name = {group.name: group for group in prober.groups}
     levels = {
-        group.name: [make_point(prober, group, width, context, store) for width in _widths(group, sparsities)[1:]]
-        for group in prober.groups
+        name: [make_point(prober, by_name[name], width, context, store) for width in widths]
+        for name, widths in _levels(prober.groups, sparsities).items()
     }
     most = max(map(len, levels.values()), default=0)
     bisect = racing is not None and racing.bisect
     count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
-    stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.metric))
+    stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.loss))
     with stage as advance, chosen.start(prober) as measure:
 
         def run(points: Sequence[Point], boundaries: Sequence[float]) -> Tally:
             return measure(points, racing, boundaries, store, advance)
 
         if racing is not None and racing.bisect:
-            tally = _bisected(prober, levels, racing, run)
+            tally = _bisected(prober, levels, racing, surrogate or {}, run)
         else:
             points = [point for own in levels.values() for point in own]
             tally = run(points, racing.boundaries if racing else ())
     if tally.unmeasured and not tally.measured + tally.stored:
         raise WorkerError(f"no point could be measured: {tally.unmeasured[0]}")
+    others, tables = others_of(prober, levels, labels)
     return Scan(
-        {group.name: _curve(prober, group, levels[group.name]) for group in prober.groups},
+        metric_curves(prober, levels, prober.metric),
         metric=prober.metric.name,
         tally=tally,
         racing=racing,
+        others=others,
+        by_slice=tables,
+        after="" if prober.after is None else prober.after.name,
+        surrogate=surrogate or {},
     )
 
 
@@ -151,8 +180,15 @@ def chosen_executor(workers: int, executor: Executor | None) -> Executor:
     return executor
 
 
-def _bisected(prober: Probe, levels: Mapping[str, Sequence[Point]], racing: Racing, run: Run) -> Tally:
+def _bisected(
+    prober: Probe, levels: Mapping[str, Sequence[Point]], racing: Racing, surrogate: Surrogate, run: Run
+) -> Tally:
     total = Tally()
+    predicted = {
+        name: [surrogate[name][point.width] for point in own]
+        for name, own in levels.items()
+        if all(point.width in surrogate.get(name, {}) for point in own)
+    }
     for boundary in racing.boundaries:
 
         def within(asked: Sequence[tuple[str, int]], boundary: float = boundary) -> list[bool]:
@@ -161,16 +197,17 @@ def _bisected(prober: Probe, levels: Mapping[str, Sequence[Point]], racing: Raci
             total += run(points, (boundary,))
             return [is_within(prober, point, racing, boundary) for point in points]
 
-        halve({name: len(own) for name, own in levels.items()}, within)
+        halve({name: len(own) for name, own in levels.items()}, within, predicted)
     return total
 
 
 def context_key(prober: Probe) -> str:
-    """Hash of everything but the units that a point depends on: weights, data, metric, loss, versions."""
-    metric = f"{prober.metric.name}, {prober.metric.sign}: {describe(prober.metric.function)}"
-    parts = fingerprint(prober.model), content_hash(prober.data), metric, describe(prober.loss)
-    digest = hashlib.sha256("|".join(parts).encode())
-    digest.update(prober.baseline.metric.tobytes() + prober.baseline.loss.tobytes())
+    """Hash of everything but the units that a point depends on: weights, data, metrics, loss, repair, versions."""
+    metrics = [f"{m.name}, {m.sign}: {describe(m.function)}" for m in (prober.metric, *prober.others)]
+    parts = fingerprint(prober.model), content_hash(prober.data), *metrics, describe(prober.loss)
+    digest = hashlib.sha256("|".join((*parts, describe(prober.after))).encode())
+    for values in by_name(prober.baseline).values():
+        digest.update(values.tobytes())
     return digest.hexdigest()
 
 
@@ -183,24 +220,22 @@ def fingerprint(model: nn.Module) -> str:
     return content_hash([torch.__version__, type(model).__qualname__, printed, *named_state(model).items()])
 
 
+def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[int, ...]]:
+    """Group -> the widths to measure, from the widest to the narrowest, without the whole."""
+    if not isinstance(sparsities, Mapping):
+        return {group.name: _widths(group, sparsities) for group in groups}
+    by_name = {group.name: group for group in groups}
+    unknown = sorted(set(sparsities) - set(by_name))
+    if unknown:
+        raise ArgumentError(f"sparsities are given for {unknown}; there are groups {list(by_name)}")
+    return {name: _widths(by_name[name], own) for name, own in sparsities.items()}
+
+
 def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
     for sparsity in sparsities:
-        if not 0 < sparsity < 1:
+        if not (0 < sparsity < 1 or (sparsity == 1 and group.minimum == 0)):
             raise ArgumentError(f"sparsities hold {sparsity}; each must lie strictly between 0 and 1")
-    widths = {kept_width(group, sparsity) for sparsity in sparsities} | {group.width}
-    if group.minimum == 0:
+    widths = {kept_width(group, sparsity) for sparsity in sparsities} - {group.width}
+    if group.minimum == 0 and sparsities:
         widths.add(0)
     return tuple(sorted(widths, reverse=True))
-
-
-def _curve(prober: Probe, group: Group, points: Sequence[Point]) -> Curve:
-    own = [point for point in points if not np.isnan(point.damage).all()]
-    widths = (group.width, *(point.width for point in own))
-    nothing = np.zeros_like(prober.baseline.metric)
-    return Curve(
-        group=group.name,
-        widths=widths,
-        sparsities=tuple(1 - width / group.width for width in widths),
-        damage=np.stack([nothing, *(point.damage for point in own)]),
-        loss_damage=np.stack([nothing, *(point.loss_damage for point in own)]),
-    )

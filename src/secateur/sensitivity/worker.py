@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from secateur.errors import ArgumentError
 from secateur.graph.trace import trace
 from secateur.sensitivity.measure import Point, Tally, make_point
@@ -14,6 +12,7 @@ from secateur.sensitivity.parcel import Parcel, pack
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.run import run_points
+from secateur.sensitivity.values import by_name, overwrite
 from secateur.types import Floats
 
 
@@ -24,21 +23,17 @@ class Known:
     Attributes:
         group: its name.
         width: units kept in a row.
-        damage: what is measured already; None = nothing.
-        loss_damage: likewise.
+        arrays: what is measured already, by name; None = nothing.
     """
 
     group: str
     width: int
-    damage: Floats | None
-    loss_damage: Floats | None
+    arrays: Mapping[str, Floats] | None
 
     @staticmethod
     def of(point: Point) -> "Known":
         """What a worker needs to know of a point."""
-        if np.isnan(point.damage).all():
-            return Known(point.group.name, point.width, None, None)
-        return Known(point.group.name, point.width, point.damage, point.loss_damage)
+        return Known(point.group.name, point.width, by_name(point.values) if point.seen else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +56,11 @@ class Measured:
 
     Attributes:
         position: of the point in its task.
-        damage: NaN where nothing is measured yet.
-        loss_damage: likewise.
+        arrays: its values by name; NaN where nothing is measured yet.
     """
 
     position: int
-    damage: Floats
-    loss_damage: Floats
+    arrays: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -130,14 +123,19 @@ def _parts_of(prober: Probe) -> dict[str, Any]:
         "the metric": prober.metric,
         "the loss": prober.loss,
         "the baseline": prober.baseline,
+        "the other metrics": prober.others,
+        "what is done after a cut": prober.after,
     }
 
 
 def probe_of(parts: Mapping[str, Any]) -> Probe:
     """The probe of which these are the parts; the model is traced anew."""
-    model, (args, kwargs), groups, scores, data, metric, loss, baseline = parts.values()
+    model, (args, kwargs), groups, scores, data, metric, loss, baseline, others, after = parts.values()
     program = trace(model, args, kwargs)
-    return probe(model, groups, scores, data, metric=metric, loss=loss, baseline=baseline, program=program)
+    return probe(
+        model, groups, scores, data, metric=metric, loss=loss, baseline=baseline, program=program, others=others,
+        after=after,
+    )  # fmt: skip
 
 
 def reason_of(error: BaseException) -> str:
@@ -154,8 +152,8 @@ def work(prober: Probe, task: Task, send: Callable[[Measured], None]) -> Tally:
 
 def _point(prober: Probe, groups: Mapping[str, Any], known: Known, position: int) -> Point:
     point = replace(make_point(prober, groups[known.group], known.width, "", None), key=str(position))
-    if known.damage is not None and known.loss_damage is not None:
-        point.damage[:], point.loss_damage[:] = known.damage, known.loss_damage
+    if known.arrays is not None:
+        overwrite(point.values, known.arrays)
     return point
 
 
@@ -169,4 +167,4 @@ class _Outbox:
         return None
 
     def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
-        self.send(Measured(int(key), arrays["damage"].copy(), arrays["loss_damage"].copy()))
+        self.send(Measured(int(key), {name: array.copy() for name, array in arrays.items()}))

@@ -1,0 +1,113 @@
+"""Objects with `update`, `compute` and `reset`, such as torchmetrics': as means over samples, or by resampling."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Batches, to_device
+from secateur.errors import MetricError
+from secateur.graph.trace import in_eval_mode
+from secateur.measures.aggregate import OfResamples
+from secateur.measures.evaluate import device_of
+from secateur.measures.metrics import Metric
+from secateur.measures.outputs import logits
+from secateur.types import Floats
+
+CLOSE = 1e-5
+
+
+def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
+    """The metric as it is; an object whose value is no mean over samples, as an aggregate of outputs and targets.
+
+    Then each sample's outputs and targets are kept, and its damage is shared out by the paired bootstrap.
+
+    Raises:
+        MetricError: targets that are not tensors, or outputs or targets whose shapes differ between batches, so that
+            samples cannot be drawn.
+    """
+    if metric.whole is None:
+        return metric
+    device, pairs = device_of(model), []
+    with in_eval_mode(model), torch.no_grad():
+        for batch in (to_device(batch, device) for batch in data):
+            if not isinstance(batch.targets, Tensor):
+                raise MetricError(f"{metric.name} needs targets that are a tensor; got {type(batch.targets).__name__}")
+            pairs.append((logits(model(*batch.args, **batch.kwargs)), batch.targets))
+    # Of a model that makes no error, much is a mean that is none elsewhere: targets are tried that do not belong.
+    wrong = [(scores, targets.roll(1, 0)) for scores, targets in pairs]
+    if _is_mean(metric, pairs) and _is_mean(metric, wrong):
+        return metric
+    shapes = {(s.shape[1:], s.dtype, t.shape[1:], t.dtype) for s, t in pairs}
+    if len(shapes) > 1:
+        raise MetricError(
+            f"{metric.name} is no mean over samples, so samples are drawn anew, which needs outputs and targets of one "
+            f"shape; got {len(shapes)}: pass a metric by name, or a function (outputs, targets) -> one value a sample"
+        )
+    whole = OfResamples(_Whole(metric.whole, *shapes.pop()))
+    return replace(metric, function=_outputs_and_targets, bounds=None, aggregate=whole, whole=None)
+
+
+def _is_mean(metric: Metric, pairs: list[tuple[Tensor, Tensor]]) -> bool:
+    whole = copy.deepcopy(metric.whole)
+    whole.reset()
+    for scores, targets in pairs:
+        whole.update(scores, targets)
+    value = float(whole.compute())
+    try:
+        with _silent():
+            mean = float(torch.cat([metric.function(scores, targets) for scores, targets in pairs]).mean())
+    except Exception:
+        # Much that is no mean cannot be had of one sample; what an object raises then is its own affair.
+        return False
+    return abs(value - mean) <= CLOSE * max(1.0, abs(value))
+
+
+def _outputs_and_targets(outputs: Any, targets: Tensor) -> Tensor:
+    scores = logits(outputs)
+    return torch.cat([scores.reshape(len(scores), -1).double(), targets.reshape(len(targets), -1).double()], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    """Rows of outputs and targets -> the value of an object.
+
+    Attributes:
+        metric: the object; a copy is updated.
+        scores: shape of the outputs of one sample.
+        scores_type: their type.
+        targets: shape of the targets of one sample.
+        targets_type: their type.
+    """
+
+    metric: Any
+    scores: torch.Size
+    scores_type: torch.dtype
+    targets: torch.Size
+    targets_type: torch.dtype
+
+    def __call__(self, rows: Floats) -> float:
+        found = torch.from_numpy(np.ascontiguousarray(rows))
+        width = self.scores.numel()
+        whole = copy.deepcopy(self.metric)
+        whole.reset()
+        whole.update(
+            found[:, :width].to(self.scores_type).reshape(-1, *self.scores),
+            found[:, width:].to(self.targets_type).reshape(-1, *self.targets),
+        )
+        with _silent():
+            return float(whole.compute())
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Of few samples, or of samples drawn anew, objects warn that a class is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
