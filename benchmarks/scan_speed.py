@@ -1,8 +1,8 @@
 """A fast scan beside the exhaustive one by full forward passes: work, time, and whether they say the same.
 
-The exhaustive scan runs in blocks of the samples, which are kept as they are done, so that it resumes; between blocks the
-fast scans run over all samples, so that all share the machine's moods. The reference is the exhaustive scan of the
-blocks that are done. One thread.
+The exhaustive scan runs in blocks of the samples, which are kept as they are done, so that it resumes; between
+blocks the fast scans run over all samples, so that all share the machine's moods. The reference is the exhaustive scan
+of the blocks that are done. One thread.
 
 python benchmarks/scan_speed.py --network resnet20 --weights resnet20_cifar10.safetensors --data test.parquet \
     --samples 5000 --tolerance 0.02 --work DIR --out benchmarks/scan
@@ -114,13 +114,15 @@ class Bench:
         return measure_curves(self.prober, racing=replace(rule, bisect=True), surrogate=guess)
 
     def run_fast(self, repeat: int) -> None:
-        """All fast scans, each timed."""
-        for name in ("racing", "racing and bisection", "racing, bisection and surrogate"):
+        """The fast scans that are not done, each timed."""
+        for name in ("racing", "racing, bisection and surrogate"):
+            stem = self.work / f"fast-{name.replace(', ', '_').replace(' ', '_')}-{repeat}"
+            if stem.with_suffix(".json").exists():
+                continue
             found, row = timed(lambda name=name: self.fast(name))
             row |= self.described(name, found)
             arrays = {f"damage|{n}": c.damage for n, c in found.items()}
             widths = {n: list(c.widths) for n, c in found.items()}
-            stem = self.work / f"fast-{name.replace(', ', '_').replace(' ', '_')}-{repeat}"
             np.savez_compressed(stem.with_suffix(".npz"), **arrays)
             stem.with_suffix(".json").write_text(json.dumps({"name": name, "widths": widths, **row}))
             print(name, row, flush=True)
@@ -218,7 +220,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--tolerance", type=float, required=True)
     parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=2, help="of the fast scans, spread between the blocks")
+    parser.add_argument("--fast-before", type=int, nargs="+", default=[2], help="blocks before which fast scans run")
     parser.add_argument("--stop-after", type=int, help="blocks to run; the rest is left out")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -227,10 +229,9 @@ def main() -> None:
     job = load(given.network, given.weights, given.data, given.samples, given.tolerance)
     bench = Bench(job, given.work, given.blocks)
     last = given.blocks if given.stop_after is None else given.stop_after
-    between = {round((k + 0.5) * last / given.repeats): k for k in range(given.repeats)}
     for number in range(last):
-        if number in between and len(list(given.work.glob(f"fast-*-{between[number]}.json"))) < 3:
-            bench.run_fast(between[number])
+        if number in given.fast_before:
+            bench.run_fast(number)
         if not (given.work / f"block-{number}.json").exists():
             bench.exhaustive_block(number)
     settings: Mapping[str, Any] = {

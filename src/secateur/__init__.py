@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.certification import Certification, SequenceCertification
     from secateur.pipeline.certify import certify, certify_sequence
     from secateur.pipeline.latency import latency_costs
+    from secateur.pipeline.picture import plot
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
     from secateur.repairs.folding import fold
@@ -189,6 +190,7 @@ _HOMES = {
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
+    "plot": "secateur.pipeline.picture:plot",
     "predict": "secateur.criteria.predict:predict",
     "prune": "secateur.pipeline.prune:prune",
     "refine": "secateur.allocation.local_search:refine",
@@ -313,6 +315,7 @@ __all__ = [
     "mask",
     "measure",
     "plan",
+    "plot",
     "predict",
     "prune",
     "refine",

@@ -15,6 +15,7 @@ from secateur.data import as_batches
 from secateur.graph.trace import trace
 from secateur.measures.cost import measure
 from secateur.pipeline.calibration import first_samples
+from secateur.pipeline.picture import plot
 from secateur.pipeline.reporting import curve_data
 from secateur.report.formats import number, shorten
 from secateur.report.plots import by_sensitivity
@@ -71,4 +72,5 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
             store=store,
             progress=progress,
         )
-    return to_text(curves_table(by_sensitivity(curve_data(curves, groups)), recipe.metric))
+    picture = plot(curves, out / "curves.svg")
+    return to_text(curves_table(by_sensitivity(curve_data(curves, groups)), recipe.metric)) + f"\ncurves: {picture}\n"

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextC
 from secateur.progress import Advance, Progress
 
 SECONDS_BETWEEN_LINES = 5.0
+WIDTH = 60
+"""Characters of what is said beside a bar."""
 
 
 class TerminalProgress:
@@ -27,7 +29,7 @@ class TerminalProgress:
             task = bars.add_task(name, total=total)
 
             def advance(steps: int = 1, note: str = "") -> None:
-                bars.update(task, advance=steps, description=f"{name} {note}"[:48])
+                bars.update(task, advance=steps, description=f"{name} {note}"[:WIDTH])
 
             yield advance
 
@@ -41,16 +43,28 @@ class PlainProgress:
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Advance]:
         """A stage of `total` steps."""
-        done = 0
+        done, start = 0, time.monotonic()
 
         def advance(steps: int = 1, note: str = "") -> None:
             nonlocal done
             done += steps
             if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
                 self._last = time.monotonic()
-                sys.stderr.write(f"{name}: {done}{f' of {total}' if total else ''} {note}".rstrip() + "\n")
+                parts = [f"{name}: {done}{f' of {total}' if total else ''}", note]
+                if total and 0 < done < total:
+                    parts.append(f"({time_left((self._last - start) / done * (total - done))})")
+                sys.stderr.write(" ".join(part for part in parts if part) + "\n")
 
         yield advance
+
+
+def time_left(seconds: float) -> str:
+    """Roughly, in words.
+
+    >>> time_left(42), time_left(150)
+    ('42 s left', '3 min left')
+    """
+    return f"{seconds:.0f} s left" if seconds < 60 else f"{-(-seconds // 60):.0f} min left"
 
 
 def make_progress() -> Progress:

@@ -223,7 +223,7 @@ def _certificate(certificate: Certificate | None) -> CertificateData | None:
     return CertificateData(sentence=certificate.sentence(), **fields)
 
 
-def curve_data(curves: Curves, groups: Iterable[Group], plan: Plan | None = None) -> list[CurveData]:
+def curve_data(curves: Curves, groups: Iterable[Group] = (), plan: Plan | None = None) -> list[CurveData]:
     """Curves in the form of the report, with the sparsity that `plan` gives each group.
 
     >>> import numpy as np
@@ -236,7 +236,7 @@ def curve_data(curves: Curves, groups: Iterable[Group], plan: Plan | None = None
     return [
         CurveData(
             group=name,
-            granularity=granularity[name],
+            granularity=granularity.get(name, "unit"),
             sparsities=[round(s, 6) for s in curve.sparsities],
             damage=[finite(v) for v in curve.mean()],
             standard_error=[finite(v) for v in curve.standard_error()],
