@@ -189,13 +189,15 @@ def test_flip_crop_moves_whole_images() -> None:
 
 
 def test_progress_is_plain_lines_when_not_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    now = iter([0.0, 1.0, 6.0, 6.0, 7.0])
+    now = iter([0.0, 0.0, 1.0, 90.0, 90.0, 91.0, 100.0, 100.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     with PlainProgress().stage("scan", 3) as advance:
         advance(1)
         advance(1, "conv1")
         advance(1)
-    assert capsys.readouterr().err == "scan: 2 of 3 conv1\n"
+        advance(0, "done")
+    # Two in 90 seconds, so the third takes 45.
+    assert capsys.readouterr().err == "scan: 2 of 3 conv1 (45 s left)\nscan: 3 of 3 done\n"
 
 
 def test_ctrl_c_is_a_clean_end_that_can_be_resumed(

@@ -9,7 +9,8 @@ from torch import nn
 
 from secateur.data import Batch, Batches, BatchFn, as_batches
 from secateur.graph.trace import Program
-from secateur.repairs.repair import Reach, repair
+from secateur.repairs.repair import repair
+from secateur.repairs.walk import Reach
 from secateur.surgery.plan import Plan
 from secateur.types import Group
 
