@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.allocation.objectives import EqualDamage, GlobalThreshold, LeastDamage, Objective, UniformDensity
     from secateur.allocation.sample_size import sample_size
     from secateur.allocation.selection import Candidate, Selection, select
+    from secateur.capture.parking import Offload
     from secateur.criteria.activations import ActivationNorm, ActiveShare, MeanActivation
     from secateur.criteria.chance import Random
     from secateur.criteria.collect import collect
@@ -134,6 +135,7 @@ _HOMES = {
     "OBS": "secateur.criteria.obs:OBS",
     "OWL": "secateur.sparsity.allocate:OWL",
     "Objective": "secateur.allocation.objectives:Objective",
+    "Offload": "secateur.capture.parking:Offload",
     "Plan": "secateur.surgery.plan:Plan",
     "PlanError": "secateur.errors:PlanError",
     "ProcessExecutor": "secateur.sensitivity.processes:ProcessExecutor",
@@ -261,6 +263,7 @@ __all__ = [
     "MissingExtraError",
     "NumericalError",
     "Objective",
+    "Offload",
     "Plan",
     "PlanError",
     "ProcessExecutor",

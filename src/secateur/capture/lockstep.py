@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.capture.calls import Call, Run
+from secateur.capture.parking import Parking, watched
 from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places, Watcher, headwise
 from secateur.data import Batch, to_device
@@ -47,7 +48,9 @@ class End:
 Event = Call | Layer | Norm | End
 
 
-def in_lockstep(model: nn.Module, batches: Sequence[Batch], *, is_fixed: bool = False) -> Iterator[list[Event]]:
+def in_lockstep(
+    model: nn.Module, batches: Sequence[Batch], *, is_fixed: bool = False, held: Parking | None = None
+) -> Iterator[list[Event]]:
     """Run `model` on all batches; give what is about to happen, for all batches at once, before it happens.
 
     Whoever iterates may change parameters and buffers in place meanwhile: the call then uses the new values.
@@ -58,6 +61,7 @@ def in_lockstep(model: nn.Module, batches: Sequence[Batch], *, is_fixed: bool = 
         batches: their samples may be of different sizes, as long as they lead to the same calls.
         is_fixed: nobody changes its weights meanwhile: what a call gives is then computed once, however often it is
             asked for.
+        held: keeps what is not at work on disk; whoever iterates has entered it too.
 
     Raises:
         Whatever the model raises.
@@ -73,7 +77,7 @@ def in_lockstep(model: nn.Module, batches: Sequence[Batch], *, is_fixed: bool = 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     places = Places(model)
     with headwise(model), contextlib.ExitStack() as stack:
-        walks = [_Walk(model, to_device(batch, device), places, is_fixed=is_fixed) for batch in batches]
+        walks = [_Walk(model, to_device(batch, device), places, held, is_fixed=is_fixed) for batch in batches]
         for walk in walks:
             stack.callback(walk.cancel)
         while True:
@@ -90,13 +94,13 @@ class _Cancelled(BaseException):
 class _Walk:
     """One batch on its way through the model."""
 
-    def __init__(self, model: nn.Module, batch: Batch, places: Places, *, is_fixed: bool) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, places: Places, held: Parking | None, *, is_fixed: bool) -> None:
         self.is_fixed = is_fixed
         self.go, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
         self.event: Event | None = None
         self.error: BaseException | None = None
         self.cancelled = False
-        self.thread = threading.Thread(target=self._run, args=(model, batch, places), daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(model, batch, places, held), daemon=True)
 
     def advance(self) -> Event:
         """Run to the next event."""
@@ -118,12 +122,12 @@ class _Walk:
         if self.thread.ident:
             self.thread.join()
 
-    def _run(self, model: nn.Module, batch: Batch, places: Places) -> None:
+    def _run(self, model: nn.Module, batch: Batch, places: Places, held: Parking | None) -> None:
         self.go.acquire()
         if self.cancelled:
             return
         try:
-            with torch.no_grad(), Watcher(places, self._call, self._normalise, self._recur) as mode:
+            with torch.no_grad(), watched(held), Watcher(places, self._call, self._normalise, self._recur) as mode:
                 self.mode = mode
                 outputs = model(*batch.args, **batch.kwargs)
             self.event = End(outputs)

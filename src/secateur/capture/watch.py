@@ -60,16 +60,17 @@ class Places:
     """Finds the parameter, and the rows of it, that a tensor is."""
 
     def __init__(self, model: nn.Module) -> None:
+        # By the storage's own identity: where its memory lies may change (`capture/parking.py`).
         self.held: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
         for name, tensor in named_state(model).items():
             if not tensor.is_meta and tensor.numel():
-                self.held[tensor.untyped_storage().data_ptr()].append((name, tensor))
+                self.held[tensor.untyped_storage()._cdata].append((name, tensor))
 
     def find(self, tensor: Any) -> Place | None:
         """The place of a parameter, or of a slice of it along dimension 0."""
         if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel():
             return None
-        for name, whole in self.held.get(tensor.untyped_storage().data_ptr(), ()):
+        for name, whole in self.held.get(tensor.untyped_storage()._cdata, ()):
             is_alike = tensor.ndim == whole.ndim and tensor.shape[1:] == whole.shape[1:]
             if is_alike and tensor.stride() == whole.stride() and tensor.dtype == whole.dtype:
                 start, rest = divmod(int(tensor.storage_offset() - whole.storage_offset()), max(whole.stride(0), 1))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.allocation.knapsack import multiple_choice_knapsack
+from secateur.capture.parking import Parking
 from secateur.criteria.magnitude import lamp_shares
 from secateur.data import Batch, BatchFn, as_batches, to_device
 from secateur.errors import ArgumentError, NumericalError
@@ -38,6 +39,7 @@ class Asked:
         pattern: what may be zero.
         method: chooses the zeros.
         progress: shown while running.
+        held: keeps what is not at work on disk.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Asked:
     pattern: Pattern
     method: Method
     progress: Progress
+    held: Parking | None = None
 
     def matrices(self) -> dict[str, Tensor]:
         """Weight -> its values: float64 (groups, rows, columns)."""
@@ -146,7 +149,7 @@ class OWL:
         state = named_state(asked.model)
         outliers: dict[str, float] = {}
         with asked.progress.stage("outliers", len(asked.weights)) as advance:
-            for weight, seen in weights_with_inputs(asked.model, asked.batches, asked.weights):
+            for weight, seen in weights_with_inputs(asked.model, asked.batches, asked.weights, held=asked.held):
                 curvature = curvature_of(seen.fit.gram, weight.name, centred=False)
                 scores = Masked("wanda").scores(weight.matrix(state), curvature.to(state[weight.place.name].device))
                 outliers[weight.name] = float((scores > self.multiple * scores.mean()).double().mean())
@@ -226,7 +229,7 @@ class Measured:
         state = named_state(scratch)
         found: dict[str, list[tuple[float, float]]] = {}
         with asked.progress.stage("measure", len(asked.weights)) as advance:
-            for weight, seen in weights_with_inputs(asked.model, asked.batches, asked.weights):
+            for weight, seen in weights_with_inputs(asked.model, asked.batches, asked.weights, held=asked.held):
                 dense, rows = weight.matrix(state), weight.rows(state)
                 kept = rows.clone()
                 curvature = curvature_of(seen.fit.gram, weight.name, centred=False).to(rows.device)
@@ -342,11 +345,16 @@ def sparsity_plan(
 
 
 def planned(
-    model: nn.Module, wanted: Sparsity, weights: Sequence[Weight], batches: Sequence[Batch], progress: Progress
+    model: nn.Module,
+    wanted: Sparsity,
+    weights: Sequence[Weight],
+    batches: Sequence[Batch],
+    progress: Progress,
+    held: Parking | None = None,
 ) -> SparsityPlan:
     """`sparsity_plan` for weights that are known already."""
     chosen = [w for w in weights if not w.name.startswith(wanted.leave or ("\0",))]
     if not chosen:
         raise ArgumentError(f"no weight is left to make sparse: the model has {[w.name for w in weights]}")
-    asked = Asked(model, chosen, batches, wanted.level, wanted.pattern, wanted.method, progress)
+    asked = Asked(model, chosen, batches, wanted.level, wanted.pattern, wanted.method, progress, held)
     return SparsityPlan(wanted.allocation.shares(asked), wanted.pattern, wanted.method)

@@ -11,6 +11,9 @@ from secateur.sparsity.seen import HELD_EVERY
 
 TINY = 1e-12
 
+ELEMENTS = 2**16
+"""Of inputs that are added up at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
@@ -91,11 +94,20 @@ def _sums(norms: Sequence[Norm], targets: Sequence[Norm] | None) -> tuple[_Sums,
 
 
 def _of(norm: Norm, target: Norm | None, chosen: Tensor) -> _Sums:
-    at = chosen.to(norm.inputs.device)
-    x = norm.inputs[at].movedim(1, 0).flatten(1).double()
+    """Few samples at a time: what fits a processor's cache is added up several times faster."""
+    rows = chosen.nonzero().flatten().to(norm.inputs.device)
+    total = _Sums(0, *(torch.zeros(norm.inputs.shape[1], dtype=torch.float64) for _ in range(4)))
+    each = max(1, ELEMENTS // max(norm.inputs[:1].numel(), 1))
+    for part in torch.split(rows, each):
+        total += _part(norm, target, part)
+    return total
+
+
+def _part(norm: Norm, target: Norm | None, rows: Tensor) -> _Sums:
+    x = norm.inputs[rows].movedim(1, 0).flatten(1).double()
     t = torch.zeros_like(x)
     if target is not None and target.mean is not None and target.variance is not None:
-        y = target.inputs[at].movedim(1, 0).flatten(1).double()
+        y = target.inputs[rows].movedim(1, 0).flatten(1).double()
         t = (y - target.mean.double().unsqueeze(1)) / (target.variance.double().unsqueeze(1) + TINY).sqrt()
     sums = (x.sum(1), x.square().sum(1), t.sum(1), (x * t).sum(1))
     return _Sums(x.shape[1], *(total.cpu() for total in sums))

@@ -2,10 +2,13 @@
 
 All calibration batches run in lockstep: before a weight is used its inputs are known, as the sparse model before
 it makes them. Memory: the activations that are alive at one call, for all calibration samples, and the second
-moments of one weight's inputs; those of weights that are used several times are gathered beforehand.
+moments of one weight's inputs; those of weights that are used several times are gathered beforehand. With an
+`Offload`, memory is its `memory_bytes` and what one operator needs, whatever the depth: the activations of one batch at
+one call, one weight, and the method's work on that (for OBC up to 2^25 numbers), beside the calibration inputs and the
+masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.capture.lockstep import Norm
+from secateur.capture.parking import Offload, parking, watched
 from secateur.capture.watch import Places
 from secateur.data import BatchFn, as_batches
 from secateur.errors import NumericalError, PlanError
@@ -97,6 +101,7 @@ def sparsify(
     batch_fn: BatchFn | None = None,
     recalibrated: bool = True,
     asymmetric: bool = True,
+    offload: Offload | None = None,
     progress: Progress | None = None,
 ) -> Sparsified:
     """A sparse copy of `model`: no training, no labels.
@@ -111,6 +116,8 @@ def sparsify(
         recalibrated: give batch norms behind sparse weights moments of what they now see.
         asymmetric: fit outputs to those of the dense model, which runs beside, so that a weight makes up for errors
             before it; else each weight to what it made of the inputs that it now has.
+        offload: keep weights and activations that are not at work on disk; nothing changes by a bit. While it runs
+            nothing else may use the model; at the end the model and its copy are whole in memory.
         progress: shown while running.
 
     Raises:
@@ -128,26 +135,38 @@ def sparsify(
     """
     batches = list(as_batches(calibration, "calibration", batch_fn))
     shown = progress or NoProgress()
-    small = copy_of(model)
-    with in_eval_mode(small), in_eval_mode(model), torch.no_grad(), exact_products():
-        weights = {w.name: w for w in find_weights(small, batches[0].take(torch.tensor([0])))}
-        plan = (
-            planned(small, wanted, list(weights.values()), batches, shown) if isinstance(wanted, Sparsity) else wanted
-        )
-        unknown = sorted(set(plan.sparsity) - set(weights))
-        if unknown:
-            raise PlanError(
-                f"the plan names {unknown[0]!r}, which the model does not multiply inputs with; there are "
-                f"{', '.join(weights)}"
+    with torch.no_grad(), exact_products(), parking(offload) as held:
+        if held is not None:
+            held.admit(named_state(model).values())
+        with watched(held):
+            small = copy_of(model)
+        with in_eval_mode(small), in_eval_mode(model):
+            weights = {w.name: w for w in find_weights(small, batches[0].take(torch.tensor([0])), held)}
+            plan = (
+                wanted
+                if isinstance(wanted, SparsityPlan)
+                else planned(small, wanted, list(weights.values()), batches, shown, held)
             )
-        made = _Pass(small, plan, recalibrated=recalibrated)
-        chosen = [weights[name] for name in plan.sparsity]
-        with shown.stage("sparsify", len(chosen)) as advance:
-            beside = model if asymmetric else None
-            for weight, seen in weights_with_inputs(small, batches, chosen, dense=beside, on_norms=made.normalise):
-                made.make_sparse(weight, seen)
-                advance(1, weight.name)
+            made = _Pass(small, plan, recalibrated=recalibrated)
+            chosen = _named_in(plan, weights)
+            walk = weights_with_inputs(
+                small, batches, chosen, dense=model if asymmetric else None, on_norms=made.normalise, held=held
+            )
+            with shown.stage("sparsify", len(chosen)) as advance:
+                for weight, seen in walk:
+                    made.make_sparse(weight, seen)
+                    advance(1, weight.name)
     return Sparsified(small, plan, tuple(made.done), made.masks, tuple(made.notes))
+
+
+def _named_in(plan: SparsityPlan, weights: Mapping[str, Weight]) -> list[Weight]:
+    unknown = sorted(set(plan.sparsity) - set(weights))
+    if unknown:
+        raise PlanError(
+            f"the plan names {unknown[0]!r}, which the model does not multiply inputs with; there are "
+            f"{', '.join(weights)}"
+        )
+    return [weights[name] for name in plan.sparsity]
 
 
 class _Pass:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from secateur.capture.calls import Call
 from secateur.capture.lockstep import Event, Norm, in_lockstep
+from secateur.capture.parking import Parking
 from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places, watching
 from secateur.data import Batch, to_device
@@ -25,6 +26,7 @@ def weights_with_inputs(
     *,
     dense: nn.Module | None = None,
     on_norms: OnNorms | None = None,
+    held: Parking | None = None,
 ) -> Iterator[tuple[Weight, Seen]]:
     """Each weight once, before its first use, with its inputs as what runs before it makes them.
 
@@ -38,13 +40,14 @@ def weights_with_inputs(
         dense: runs beside it; its outputs are what a weight's outputs should be. None: those that the weight makes
             of the inputs that it is given. Recurrent layers and weights that are used several times go by the latter.
         on_norms: told of a batch norm, on all batches, before it runs, and of the same in the dense model.
+        held: keeps what is not at work on disk.
     """
     state, places = named_state(model), Places(model)
     waiting = {weight.name: weight for weight in weights}
     together = _seen_together(model, batches, [w for w in weights if w.uses > 1])
     # The same calls in the same order: only values differ.
-    beside = itertools.repeat(None) if dense is None else in_lockstep(dense, batches)
-    for events, targets in zip(in_lockstep(model, batches), beside, strict=False):
+    beside = itertools.repeat(None) if dense is None else in_lockstep(dense, batches, is_fixed=held is None, held=held)
+    for events, targets in zip(in_lockstep(model, batches, held=held), beside, strict=False):
         if on_norms is not None and isinstance(events[0], Norm):
             on_norms(_norms(events), None if targets is None else _norms(targets))
         for use in uses(events[0], places):

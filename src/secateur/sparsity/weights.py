@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from secateur.capture.calls import Call, Place
 from secateur.capture.forms import Dense, Form
 from secateur.capture.lockstep import Event, Norm, in_lockstep
+from secateur.capture.parking import Parking
 from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places
 from secateur.data import Batch
@@ -82,12 +83,13 @@ def uses(event: Event, places: Places) -> Iterator[_Use]:
                 yield _Use(place, places.find(bias), Dense(), values)
 
 
-def find_weights(model: nn.Module, sample: Batch) -> list[Weight]:
+def find_weights(model: nn.Module, sample: Batch, held: Parking | None = None) -> list[Weight]:
     """All weights of the model that can be made sparse, in the order of their first use.
 
     Args:
         model: run in the mode that it is in.
         sample: one sample is enough.
+        held: keeps what is not at work on disk.
 
     >>> [w.name for w in find_weights(nn.Linear(2, 3), Batch((torch.ones(1, 2),), {}, None))]
     ['weight']
@@ -97,7 +99,7 @@ def find_weights(model: nn.Module, sample: Batch) -> list[Weight]:
     counts: Counter[str] = Counter()
     normed: set[str] = set()
     latest: tuple[str, Tensor] | None = None
-    for (event,) in in_lockstep(model, [sample]):
+    for (event,) in in_lockstep(model, [sample], held=held):
         if isinstance(event, Norm) and latest is not None and _same(latest[1], event.inputs):
             normed.add(latest[0])
         latest = None
