@@ -15,10 +15,12 @@ from secateur.graph.trace import trace
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import Metric, accuracy, resolve_loss, resolve_metric
 from secateur.sensitivity.probe import chosen, probe
+from secateur.sensitivity.result import Scan
 from secateur.sensitivity.scan import context_key, fingerprint, measure_curves, scan
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import plan_widths
+from secateur.types import Curve
 
 SOME = [c for c in CASES if c.name in {"residual", "LSTM-2-bidirectional", "GRU-1-state", "grouped"}]
 
@@ -141,3 +143,24 @@ def test_a_copy_of_a_graph_has_its_fingerprint_and_other_weights_have_not() -> N
     assert fingerprint(copied) == fingerprint(graph)
     copied.get_submodule("0").weight.data[0, 0] += 1
     assert fingerprint(copied) != fingerprint(graph)
+
+
+def test_a_scan_prints_measured_means_within_80_columns() -> None:
+    rng = np.random.default_rng(0)
+    widths = {"few": (4, 3, 2), "a.long.name.of.a.module.in.a.deep.network": (24, 22, 17, 12, 7, 2), "rate": (10, 5, 1)}
+    curves = {
+        name: Curve(
+            name, kept, tuple(1 - k / kept[0] for k in kept), rng.normal(size=(len(kept), 9)), np.ones((len(kept), 9))
+        )
+        for name, kept in widths.items()
+    }
+    title, heads, *rows = str(Scan(curves, metric="accuracy")).splitlines()
+    assert max(map(len, (title, heads, *rows[:3]))) <= 80
+    shown = [float(head.rstrip("%")) / 100 for head in heads.split()[1:-2]]
+    assert len(shown) == 5
+    for row, curve in zip(rows, curves.values(), strict=False):
+        cells = [row[i : i + 9].strip() for i in range(len(row) - 54, len(row), 9)]
+        assert cells[-1] == f"{curve.standard_error().max():.4f}"
+        for level, cell in zip(shown, cells[:-1], strict=True):
+            away, at = min((abs(s - level), at) for at, s in enumerate(curve.sparsities) if at)
+            assert cell == (f"{curve.mean()[at]:.4f}" if away <= 0.05 + 1e-9 else "")

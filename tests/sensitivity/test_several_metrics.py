@@ -71,7 +71,7 @@ def test_every_metric_has_the_damage_of_the_real_cut(setting) -> None:
                 curve = found.of(name)[group.name]
                 assert curve.mean()[level] == pytest.approx(value, abs=1e-6), name
                 assert curve.standard_error()[level] > 0
-    assert "mean damage to perplexity ± standard error" in str(found)
+    assert "mean damage to perplexity by sparsity" in str(found)
     both = found.thresholds({"accuracy": 0.2, "f1": 0.05})
     single = found.thresholds(0.2), {n: c for n, c in found.thresholds({"f1": 0.05}).items()}
     assert both == {name: min(single[0][name], single[1][name]) for name in both}

@@ -18,6 +18,9 @@ NOTHING = 1e-6
 """Greatest loss damage of a sample that rounding may cause."""
 
 
+NAME, COLUMNS, NEAR = 26, 5, 0.05
+"""Of a printed table: longest name, most sparsities, and how far the one shown may be from the heading."""
+
 Surrogate = Mapping[str, Mapping[int, float]]
 """Group name -> width kept -> predicted damage, in any unit."""
 
@@ -188,14 +191,42 @@ def changes_nothing(curve: Curve) -> bool:
 
 
 def _table(metric: str, curves: Curves, after: str) -> str:
-    levels = sorted({round(s, 2) for curve in curves.values() for s in curve.sparsities[1:]})
-    width = max([5, *map(len, curves)])
-    lines = [f"{'group':<{width}}" + "".join(f"{f'{level:.0%}':>16}" for level in levels)]
+    """Mean damage of each group near a few of the measured sparsities; 80 columns wide at most."""
+    shown = _columns(curves)
+    names = {name: name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}" for name in curves}
+    width = max([5, *map(len, names.values())])
+    lines = [f"{'group':<{width}}" + "".join(f"{f'{level:.0%}':>9}" for level in shown) + f"{'± most':>9}"]
     for name, curve in curves.items():
-        cells = dict.fromkeys(levels, "")
-        for level, mean, error in zip(curve.sparsities, curve.mean(), curve.standard_error(), strict=True):
-            if level > 0:
-                cells[round(level, 2)] = f"{mean:.4f} ± {error:.4f}"
-        lines.append(f"{name:<{width}}" + "".join(f"{cells[level]:>16}" for level in levels))
+        cells = [_number(curve.mean()[at]) if (at := _near(curve, level)) else "" for level in shown]
+        most = _number(np.fmax.reduce(curve.standard_error()))
+        lines.append(f"{names[name]:<{width}}" + "".join(f"{cell:>9}" for cell in [*cells, most]))
     how = f" after {after}" if after else ""
-    return "\n".join([f"mean damage to {metric}{how} ± standard error, by sparsity", *lines])
+    return "\n".join([f"mean damage to {metric}{how} by sparsity, and its largest standard error", *lines])
+
+
+def _columns(curves: Curves) -> list[float]:
+    """At most five of the sparsities that were measured, spread over all of them."""
+    levels = sorted({round(s, 2) for curve in curves.values() for s in curve.sparsities[1:]})
+    if len(levels) <= COLUMNS:
+        return levels
+    pooled = np.concatenate([curve.sparsities[1:] for curve in curves.values()])
+    spread = np.quantile(pooled, np.linspace(0, 1, COLUMNS), method="nearest")
+    return sorted({round(float(level), 2) for level in spread})
+
+
+def _near(curve: Curve, level: float) -> int | None:
+    """The level of a curve, not the first, that is nearest to a sparsity and at most 5 % away."""
+    away = np.abs(np.array(curve.sparsities[1:]) - level)
+    return 1 + int(away.argmin()) if len(away) and away.min() <= NEAR + 1e-9 else None
+
+
+def _number(value: float) -> str:
+    """Up to eight characters.
+
+    >>> _number(-0.00391), _number(12.3456), _number(-1.5e-7), _number(123456.0), _number(float("inf"))
+    ('-0.0039', '12.346', '0.0000', '1.23e+05', 'inf')
+    """
+    fixed = (
+        f"{round(value, 4) + 0.0:.4f}" if abs(value) < 10 else f"{value:.3f}" if abs(value) < 1000 else f"{value:.2e}"
+    )
+    return f"{value}" if not np.isfinite(value) else fixed
