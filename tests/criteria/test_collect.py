@@ -342,6 +342,31 @@ def test_a_use_that_appears_late_is_noticed(slow: set[str]) -> None:
     torch.testing.assert_close(found.gates["a"].squares, each.square().sum(0))
 
 
+class Kinked(nn.Module):
+    """All of its activations lie next to a kink: just above in a batch, below for a sample alone."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.up, self.down, self.beside, self.step = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(4, 3), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        above = self.step if len(x) > 1 else -self.step
+        return self.down(torch.relu(hidden - hidden.detach() + above)) + self.beside(x)
+
+
+@pytest.mark.parametrize(("step", "is_slow"), [(1e-12, False), (0.1, True)])
+def test_rounding_at_a_kink_is_no_reason_to_run_samples_alone(step: float, is_slow: bool, slow: set[str]) -> None:
+    torch.manual_seed(2)
+    model = Kinked(step)
+    groups = [Group("up", 6, (Slice("down.weight", 1, torch.arange(6).reshape(-1, 1), masked=True),))]
+    x, y = torch.randn(7, 4), torch.randint(3, (7,))
+    found = collect(model, groups, [(x, y)], needs=GRADIENTS)
+    assert bool(slow) == is_slow
+    # Together the units above the kink pass gradients on, alone those below it do not.
+    assert bool(found.gradients["up.bias"].squares.any()) != is_slow
+
+
 def test_batches_of_one_sample_prove_nothing_about_larger_ones(slow: set[str]) -> None:
     case = CASES["reordered"]
     model, groups = ready(case)

@@ -14,11 +14,18 @@ from secateur.criteria.group_obs import GroupOBS
 from secateur.criteria.inverse import whitened
 from secateur.criteria.obs import OBS
 from secateur.criteria.statistics import Statistics
+from secateur.criteria.sweep import map_of, sweep
 from secateur.errors import ArgumentError, NumericalError
 from secateur.surgery.plan import plan
 from secateur.types import Group, Slice
 
 DTYPE = torch.float64
+
+
+@pytest.fixture(params=[1, 2, 64], autouse=True)
+def delay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes of the matrices are collected: for one column, for a few, and for more than there are."""
+    monkeypatch.setattr("secateur.criteria.sweep.DELAY", request.param)
 
 
 def least_squares_error(layer: nn.Module, inputs: torch.Tensor, removed: set[int], taps: int) -> float:
@@ -232,3 +239,23 @@ def test_a_wrong_option_is_refused() -> None:
         GroupOBS(damping=-0.1)
     with pytest.raises(ArgumentError, match="weighting must be"):
         GroupOBS(weighting="fisher")  # type: ignore[arg-type]
+
+
+def test_a_wide_layer_is_eliminated_as_with_plain_algebra(delay: None) -> None:
+    """Against the definition, with as many removals as need several updates of what is left."""
+    torch.manual_seed(0)
+    mixed = torch.randn(150, 150, dtype=DTYPE)
+    moments = mixed @ mixed.T / 150 + 0.1 * torch.eye(150, dtype=DTYPE)
+    weight = torch.randn(20, 150, dtype=DTYPE)
+    # Units of two columns, of one and of none; the last columns are of no unit.
+    units = torch.cat([torch.arange(50), torch.arange(60), torch.full((40,), -1)])
+    order, errors = sweep([map_of(weight, torch.linalg.inv(moments), units)], torch.zeros(61, dtype=DTYPE))
+    assert sorted(order.tolist()) == list(range(61)) and order[0] == 60 and errors[1] == 0
+    for count in (1, 7, 31, 40, 61):
+        kept = ~torch.isin(units, order[:count])
+        left = moments[~kept][:, ~kept]
+        if bool(kept.any()):
+            cross = moments[~kept][:, kept]
+            left = left - cross @ torch.linalg.solve(moments[kept][:, kept], cross.T)
+        gone = weight[:, ~kept]
+        torch.testing.assert_close(errors[count], torch.trace(gone @ left @ gone.T), rtol=1e-9, atol=1e-9)

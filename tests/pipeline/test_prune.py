@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur.pipeline import prune as job, rounds
+from secateur.repairs.changes import REPEATED_NORM
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.plan import plan_widths
 
@@ -179,6 +180,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_prune as t
 from secateur.training import loop
+from secateur.repairs.changes import REPEATED_NORM
 from secateur.storage.curve_store import CurveStore
 calls = []
 def die_at(limit, honest):
@@ -404,3 +406,24 @@ def test_every_bound_of_a_budget_holds(net: Net, budget: sc.Budget) -> None:
     assert any(left[name] > bound - 0.25 for name, bound in budget.fractions().items()), "no bound was used"
     least = min(budget.fractions(), key=budget.fractions().get)
     assert result.report_data.thresholds.of == {"params": "parameters", "macs": "MACs"}[least]
+
+
+class Twice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.head(self.bn2(torch.relu(self.bn2(self.conv2(x)))).mean((2, 3)))
+
+
+def test_what_repair_left_as_it_was_is_told_and_remembered(net: Net, tmp_path: Path) -> None:
+    twice = Twice().eval()
+    twice.load_state_dict(net.state_dict())
+
+    def told() -> list[tuple[str, str]]:
+        found = sc.prune(
+            twice, ARGS, **DATA, budget=sc.Budget(macs=0.6), controls=(), run_dir=tmp_path / "run", **QUICK
+        )
+        return [(row.where, row.reason) for row in found.report_data.left_alone if "repair" in row.where]
+
+    first = told()
+    assert ("repair of bn2", REPEATED_NORM) in first
+    assert told() == first

@@ -310,9 +310,11 @@ def _controls(story: Story) -> list[ControlRow]:
 
 
 def _left_alone(story: Story) -> list[LeftRow]:
-    fixed = story.scene.found.fixed
+    fixed, best = story.scene.found.fixed, story.search.best
     rows = [LeftRow(where=f"group {note.where}", reason=note.text) for note in story.left]
-    return rows + [LeftRow(where=f"{f.parameter}, dimension {f.dim}", reason=f.reason, size=f.size) for f in fixed]
+    rows += [LeftRow(where=f"{f.parameter}, dimension {f.dim}", reason=f.reason, size=f.size) for f in fixed]
+    unrepaired = () if best is None else best.unrepaired
+    return rows + [LeftRow(where=f"repair of {note.where}", reason=note.text) for note in unrepaired]
 
 
 def _warnings(story: Story) -> list[str]:

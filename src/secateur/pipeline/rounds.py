@@ -28,7 +28,7 @@ from secateur.storage.saved_model import load_model, read_manifest, save_model
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan_widths
 from secateur.training.loop import retrain
-from secateur.types import Curves, Group, Status
+from secateur.types import Curves, Group, Note, Status
 
 CORRECTIONS = 4
 LEAST_CORRECTION = 1.02
@@ -74,6 +74,7 @@ class Round:
         repaired: damage after repair; None without repair.
         retrained: damage after retraining; None without retraining.
         timed: latency, predicted and measured; None where none is bounded.
+        unrepaired: what repair left as it was, and why.
     """
 
     number: int
@@ -86,6 +87,7 @@ class Round:
     repaired: Damage | None
     retrained: Damage | None
     timed: Timed | None = None
+    unrepaired: tuple[Note, ...] = ()
 
     @property
     def damage(self) -> Damage:
@@ -176,8 +178,9 @@ def run_round(
     widths, step, small = draft.widths, draft.step, draft.small
     after_cut = measured_damage(task, small)
     after_repair = after_training = None
+    unrepaired: tuple[Note, ...] = ()
     if task.repair:
-        repair(
+        unrepaired = repair(
             small,
             scene.model,
             step,
@@ -185,7 +188,7 @@ def run_round(
             program=scene.program,
             groups=scene.groups,
             progress=task.progress,
-        )
+        ).notes
         after_repair = measured_damage(task, small)
     if task.retrain is not None and task.train is not None:
         small = _retrained(task, small, number, directory)
@@ -201,6 +204,7 @@ def run_round(
         repaired=after_repair,
         retrained=after_training,
         timed=draft.timed,
+        unrepaired=unrepaired,
     )
     if directory is not None:
         _save(task, result, directory)
@@ -293,6 +297,7 @@ def _save(task: Task, result: Round, directory: Path) -> None:
         "damage": [
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
         ],
+        "unrepaired": [[note.where, note.text] for note in result.unrepaired],
     }
     save_model(result.model, directory, original=task.model, plan=result.plan, extra=record)
 
@@ -316,4 +321,5 @@ def saved_round(task: Task, directory: Path | None, number: int) -> Round | None
         repaired=after[1],
         retrained=after[2],
         timed=None if record.get("timed") is None else Timed(**record["timed"]),
+        unrepaired=tuple(Note(where, text) for where, text in record.get("unrepaired", ())),
     )

@@ -144,13 +144,44 @@ def _error(pairs: Sequence[Pair], kept: Kept, values: Values) -> float:
     return error / max(size, torch.finfo(torch.float64).tiny)
 
 
-Seen = dict[str, list[tuple[Tensor, Tensor]]]
+Products = Mapping[str, tuple[Tensor, Tensor]]
+"""Role -> inputs and outputs of a layer's product over all steps: (samples, steps, columns)."""
 
 
-def _recorded(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs and outputs of each product of a layer over all steps: (samples, steps, columns)."""
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """What a fit goes by.
+
+    Attributes:
+        dense: products of the dense layer on each batch.
+        now: those of the cut layer.
+        kept: what is left of the dense one.
+        old: values of the cut layer's tensors, to shrink towards.
+        name: for errors.
+    """
+
+    dense: Sequence[Products]
+    now: Sequence[Products]
+    kept: Kept
+    old: Values
+    name: str
+
+    def targets(self, role: str) -> list[Tensor]:
+        """What the dense layer's product gives in the rows that are left."""
+        return [_columns(each[role][1], self.kept.rows[role]) for each in self.dense]
+
+    def inputs(self, role: str) -> list[Tensor]:
+        """What goes into the cut layer's product."""
+        return [each[role][0] for each in self.now]
+
+
+def _columns(table: Tensor, chosen: Tensor) -> Tensor:
+    return table[..., chosen.to(table.device)]
+
+
+def _recorded(layer: Layer) -> Products:
     roles = {id(getattr(layer.weights, role)): role for role in ROLES}
-    seen: Seen = {}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = functional.linear(inputs, weight, bias)
@@ -179,67 +210,47 @@ def _fit(pairs: Sequence[Pair], kept: Kept, old: Values, rounds: int, name: str)
         now = [_recorded(_with(pair.small, values)) for pair in pairs]
         if number == 0:
             now = [_led_by(own, seen, kept) for own, seen in zip(now, dense, strict=True)]
-        values = _fit_products(pairs[0].small.kind, dense, now, kept, old, name)
+        values = _fit_products(pairs[0].small.kind, _Data(dense, now, kept, old, name))
     return values
 
 
-def _led_by(
-    own: Mapping[str, tuple[Tensor, Tensor]], dense: Mapping[str, tuple[Tensor, Tensor]], kept: Kept
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _led_by(own: Products, dense: Products, kept: Kept) -> Products:
     """The cut layer's products as if its states were those of the dense layer."""
     led = dict(own)
-    hidden = dense["hh"][0]
-    led["hh"] = (hidden[..., kept.columns.to(hidden.device)], own["hh"][1])
+    led["hh"] = (_columns(dense["hh"][0], kept.columns), own["hh"][1])
     if "hr" in own:
-        cells = dense["hr"][0]
-        led["hr"] = (cells[..., _units(kept, own["hr"][0].shape[-1]).to(cells.device)], own["hr"][1])
+        # Hidden units that are left: rows of the first gate.
+        units = kept.rows["ih"][: own["hr"][0].shape[-1]]
+        led["hr"] = (_columns(dense["hr"][0], units), own["hr"][1])
     return led
 
 
-def _units(kept: Kept, count: int) -> Tensor:
-    """Hidden units that are left: rows of the first gate."""
-    return kept.rows["ih"][:count]
-
-
-def _fit_products(
-    kind: str,
-    dense: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
-    now: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
-    kept: Kept,
-    old: Values,
-    name: str,
-) -> Values:
-    fitted = dict(old)
-    if kind == "gru":
-        # Its reset gate multiplies the hidden product alone, so both products have targets of their own.
-        for role in ("ih", "hh"):
-            fitted |= _fit_one(role, dense, now, kept, old, name)
-    else:
-        inputs = [torch.cat([n["ih"][0], n["hh"][0]], dim=-1) for n in now]
-        targets = [(d["ih"][1] + d["hh"][1])[..., kept.rows["ih"].to(d["ih"][1].device)] for d in dense]
-        constant = old["bias_ih"] + old["bias_hh"] if "bias_ih" in old else None
-        weights, offset = _least_squares(inputs, targets, torch.cat([old["ih"], old["hh"]], dim=1), constant, name)
-        fitted["ih"], fitted["hh"] = weights.split(  # type: ignore[no-untyped-call]
-            [old["ih"].shape[1], old["hh"].shape[1]], dim=1
-        )
-        if offset is not None:
-            fitted["bias_ih"] = offset - old["bias_hh"]
-    if "hr" in old:
-        fitted |= _fit_one("hr", dense, now, kept, old, name)
+def _fit_products(kind: str, data: _Data) -> Values:
+    # The reset gate of a GRU multiplies the hidden product alone, so both products have targets of their own.
+    fitted = dict(data.old)
+    fitted |= _fit_one("ih", data) | _fit_one("hh", data) if kind == "gru" else _fit_sum(data)
+    if "hr" in data.old:
+        fitted |= _fit_one("hr", data)
     return fitted
 
 
-def _fit_one(
-    role: str,
-    dense: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
-    now: Sequence[Mapping[str, tuple[Tensor, Tensor]]],
-    kept: Kept,
-    old: Values,
-    name: str,
-) -> Values:
-    targets = [d[role][1][..., kept.rows[role].to(d[role][1].device)] for d in dense]
+def _fit_sum(data: _Data) -> dict[str, Tensor]:
+    """Both products at once: nothing sees but their sum."""
+    old = data.old
+    inputs = [torch.cat(both, dim=-1) for both in zip(data.inputs("ih"), data.inputs("hh"), strict=True)]
+    targets = [a + b for a, b in zip(data.targets("ih"), data.targets("hh"), strict=True)]
+    constant = old["bias_ih"] + old["bias_hh"] if "bias_ih" in old else None
+    weights, offset = _least_squares(inputs, targets, torch.cat([old["ih"], old["hh"]], dim=1), constant, data.name)
+    width = old["ih"].shape[1]
+    fitted = {"ih": weights[:, :width], "hh": weights[:, width:]}
+    return fitted if offset is None else {**fitted, "bias_ih": offset - old["bias_hh"]}
+
+
+def _fit_one(role: str, data: _Data) -> dict[str, Tensor]:
     bias = f"bias_{role}"
-    weights, offset = _least_squares([n[role][0] for n in now], targets, old[role], old.get(bias), name)
+    weights, offset = _least_squares(
+        data.inputs(role), data.targets(role), data.old[role], data.old.get(bias), data.name
+    )
     return {role: weights} if offset is None else {role: weights, bias: offset}
 
 
