@@ -20,6 +20,17 @@ from torch.nn import functional
 import secateur as sc
 
 
+PIECES = (
+    "forward",
+    "forward_backward",
+    "collect_everything",
+    "collect_grams",
+    "group_obs",
+    "forward_pruned",
+    "repair",
+)
+
+
 def forward(model: nn.Module, data: list[Images]) -> None:
     """One forward pass over the calibration images."""
     with torch.no_grad():
@@ -89,21 +100,21 @@ def main() -> None:
     wanted = sc.Sparsity(0.8, method=sc.OBC())
     costs.time("sparsify_obc", lambda: sc.sparsify(model, wanted, calibration=inputs))
     found = costs.summary()
-    passes = [c / f for c, f in zip(*(costs.runs[n] for n in ("collect_everything", "forward_backward")), strict=True)]
-    beyond = [
-        score + repair - before - after
-        for score, repair, before, after in zip(
-            *(costs.runs[n] for n in ("group_obs", "repair", "forward", "forward_pruned")), strict=True
-        )
-    ]
+    rounds = [{name: costs.runs[name][k] for name in PIECES} for k in range(options.rounds)]
+    beyond = [r["group_obs"] + r["repair"] - r["forward"] - r["forward_pruned"] for r in rounds]
     save_report(
         options.out,
         {
             "calibration_images": 1000,
             "unit": "CPU seconds of one thread",
             "seconds": found,
-            "collect_everything_in_forward_backward_passes": [round(p, 2) for p in passes],
+            "collect_everything_in_forward_backward_passes": [
+                round(r["collect_everything"] / r["forward_backward"], 2) for r in rounds
+            ],
             "group_obs_and_repair_beyond_one_forward_pass_of_both_models": [round(b, 2) for b in beyond],
+            "the_same_in_forward_backward_passes": [
+                round(b / r["forward_backward"], 2) for b, r in zip(beyond, rounds, strict=True)
+            ],
         },
     )
 

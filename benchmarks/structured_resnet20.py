@@ -12,25 +12,19 @@ from typing import Any
 
 import torch
 import torch_pruning_resnet20
-from cifar10 import CALIBRATION_IMAGES, Images, calibration_images, is_right, read_cifar10, trained_resnet20
+from cifar10 import CALIBRATION_IMAGES, Images, calibration_images, read_cifar10, trained_resnet20
 from oneshot import CRITERIA, REPAIRS, Setting
+from points import Points
 from recalibration import recalibrate
-from recording import paired, save_report
-from torch import Tensor, nn
+from recording import save_report
+from torch import nn
 
 
 def run(
     model: nn.Module, train: Images, part: Images, options: argparse.Namespace, peer: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Accuracy lost on `part` in points, after each seed."""
-    before = 100 * is_right(model, part)
-    after: dict[tuple[str, str, str], list[Tensor]] = {}
-
-    def note(fraction: float, row: str, column: str, small: nn.Module) -> None:
-        found = after.setdefault((f"{fraction:.0%}", row, column), [])
-        found.append(100 * is_right(small, part))
-        print(seed, fraction, row, column, round((before - found[-1]).mean().item(), 2), flush=True)
-
+    points = Points(model, part)
     for done, seed in enumerate(options.seeds, start=1):
         calibration = calibration_images(train, seed)
         inputs = [x for x, _ in calibration]
@@ -40,18 +34,13 @@ def run(
                 plan = setting.plan(criterion, fraction)
                 small = setting.cut(plan)
                 for name in options.columns:
-                    note(fraction, criterion, name, REPAIRS[name](setting, plan, copy.deepcopy(small)))
+                    repaired = REPAIRS[name](setting, plan, copy.deepcopy(small))
+                    points.note(seed, (f"{fraction:.0%}", criterion, name), repaired)
             for criterion in peer:
                 small = torch_pruning_resnet20.pruned(model, calibration, criterion, fraction)
-                note(fraction, f"torch-pruning: {criterion}", "BN", recalibrate(small, inputs))
-        table: dict[str, Any] = {}
-        for (share, row, column), values in after.items():
-            table.setdefault(share, {}).setdefault(row, {})[column] = paired(before, values, 2)
-        yield {
-            "calibration_seeds": options.seeds[:done],
-            "dense_accuracy": round(before.mean().item(), 2),
-            "points_lost": table,
-        }
+                cell = f"{fraction:.0%}", f"torch-pruning: {criterion}", "BN"
+                points.note(seed, cell, recalibrate(small, inputs))
+        yield points.report(options.seeds[:done])
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import CALIBRATION_IMAGES, Images, calibration_images, is_right, read_cifar10, trained_resnet20
-from recording import paired, save_report
-from torch import Tensor, nn
+from cifar10 import CALIBRATION_IMAGES, Images, calibration_images, read_cifar10, trained_resnet20
+from points import Points
+from recording import save_report
+from torch import nn
 
 import secateur as sc
 
@@ -33,8 +34,7 @@ PATTERNS: dict[str, tuple[float, Any]] = {
 
 def run(model: nn.Module, train: Images, part: Images, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Accuracy lost on `part` in points, and seconds that a method takes, after each seed."""
-    before = 100 * is_right(model, part)
-    after: dict[tuple[str, str, str], list[Tensor]] = {}
+    points = Points(model, part)
     seconds: dict[tuple[str, str], list[float]] = {}
     for done, seed in enumerate(options.seeds, start=1):
         inputs = [x for x, _ in calibration_images(train, seed)]
@@ -47,18 +47,11 @@ def run(model: nn.Module, train: Images, part: Images, options: argparse.Namespa
                 started = time.process_time()
                 found = sc.sparsify(model, wanted, calibration=inputs, recalibrated=column == "BN")
                 seconds.setdefault((pattern, name), []).append(round(time.process_time() - started, 1))
-                values = after.setdefault((pattern, name, column), [])
-                values.append(100 * is_right(found.model, part))
-                print(seed, pattern, name, column, round((before - values[-1]).mean().item(), 2), flush=True)
-        table: dict[str, Any] = {}
-        for (pattern, name, column), values in after.items():
-            row = table.setdefault(pattern, {}).setdefault(name, {"cpu_seconds": seconds[pattern, name]})
-            row[column] = paired(before, values, 2)
-        yield {
-            "calibration_seeds": options.seeds[:done],
-            "dense_accuracy": round(before.mean().item(), 2),
-            "points_lost": table,
-        }
+                points.note(seed, (pattern, name, column), found.model)
+        report = points.report(options.seeds[:done])
+        for (pattern, name), spent in seconds.items():
+            report["points_lost"][pattern][name]["cpu_seconds"] = spent
+        yield report
 
 
 def main() -> None:
