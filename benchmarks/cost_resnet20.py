@@ -19,7 +19,6 @@ from torch.nn import functional
 
 import secateur as sc
 
-
 PIECES = (
     "forward",
     "forward_backward",
