@@ -22,6 +22,8 @@ from secateur.surgery.plan import Plan, plan_widths
 from secateur.types import Evaluation, Floats, Group
 
 SECONDS_BETWEEN_WRITES = 5.0
+SHARE_OF_WRITING = 0.05
+"""Greatest share of the time that goes into writing points that are not finished."""
 
 
 class PointStore(Protocol):
@@ -209,7 +211,7 @@ def measure(
     measured = 0
     alive = [p for p in points if not _is_done(p, stopped)]
     board.finish([p for p in points if p not in alive], 0)
-    last, passed = time.monotonic(), 0
+    last, pause, passed = time.monotonic(), SECONDS_BETWEEN_WRITES, 0
     for stage in stages if alive else ():
         wanting = [p for p in alive if p.missing(stage.samples)]
         runner([(p.plan, p.values) for p in wanting], stage)
@@ -219,11 +221,13 @@ def measure(
         board.show(len(alive) * len(stage.samples))
         passed += len(stage.samples)
         board.finish([p for p in alive if p not in left], passed)
-        is_due = time.monotonic() - last >= SECONDS_BETWEEN_WRITES
+        now = time.monotonic()
+        is_due = now - last >= pause
         if store is not None and (is_due or len(left) < len(alive)):
             due = list(changed.values()) if is_due else [p for p in changed.values() if p not in left]
             _keep(store, due, changed)
             last = time.monotonic()
+            pause = max(SECONDS_BETWEEN_WRITES, (last - now) / SHARE_OF_WRITING)
         alive = left
         if not alive:
             break

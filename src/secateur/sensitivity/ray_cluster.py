@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from queue import SimpleQueue
+from queue import Queue
 from threading import Thread
 from typing import Any
 
@@ -29,6 +29,8 @@ from secateur.sensitivity.worker import (
     reason_of,
     work,
 )
+
+UNREAD_MESSAGES = 4
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,11 @@ class _Actors:
             self._start(worker)
 
     def give(self, worker: int, task: Task) -> None:
-        stream = self._actors[worker].measure.options(num_returns="streaming").remote(task)
+        stream = (
+            self._actors[worker]
+            .measure.options(num_returns="streaming", _generator_backpressure_num_objects=UNREAD_MESSAGES)
+            .remote(task)
+        )
         self._at_work[stream] = worker
 
     def hear(self) -> tuple[int, Message]:
@@ -201,7 +207,8 @@ class _Host:
 
     def measure(self, task: Task) -> Iterator[Message]:
         """Messages as they come, the last of which is `Done` or `Failed`."""
-        messages: SimpleQueue[Message] = SimpleQueue()
+        # Full while the other side is busy, so that what is not finished is sent less often.
+        messages: Queue[Message] = Queue(1)
 
         def run() -> None:
             torch.set_num_threads(self._threads)
