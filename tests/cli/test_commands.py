@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import secateur as sc
 from secateur import errors
 from secateur.cli import job, main
 from secateur.cli.loaders import load_data
@@ -216,9 +218,31 @@ def test_what_may_go_is_said_in_the_recipe(capsys, monkeypatch: pytest.MonkeyPat
     assert [given[name] for name in names] == [True, "graph", {"*": 2}, 2, ("expert", "head"), ("blocks.1",), True]
 
 
-def test_certify_states_its_assumptions_and_spends_the_test_data_once(capsys, recipe: Path, tmp_path: Path) -> None:
-    import secateur as sc
+def test_where_and_how_far_is_measured_is_said_in_the_recipe(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> None:
+    def given(*wishes: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        monkeypatch.setattr(job, "prune", lambda *args, **how: found.update(how))
+        loaded = load_recipe(recipe, wishes)
+        job.run_recipe(loaded, load_data(loaded.data, ()), (), recipe.parent)
+        return found
 
+    plain = given()
+    assert plain["executor"] == sc.SerialExecutor() and plain["racing"] is None and plain["spend"] is None
+    more = given("workers=3", "racing={stage: 100, bisect: true}", "spend=sequence", "confidence=0.9")
+    assert more["executor"] == sc.ProcessExecutor(3) and more["spend"] == "sequence" and more["confidence"] == 0.9
+    assert more["racing"] == sc.Racing((more["tolerance"],), stage=100, bisect=True)
+    far = given("workers=3", "ray={address: auto, gpus: 0.5}", "racing.boundaries=[0.1]")
+    assert far["executor"] == sc.RayExecutor(3, "auto", gpus=0.5) and far["racing"] == sc.Racing((0.1,))
+
+
+def test_a_scan_by_two_processes_prints_what_one_does(capsys, recipe: Path, tmp_path: Path) -> None:
+    assert code("scan", recipe, "--out", tmp_path / "one", "--threads", 1) == 0
+    shown = capsys.readouterr().out
+    assert code("scan", recipe, "--out", tmp_path / "two", "--threads", 1, "--workers", 2) == 0
+    assert capsys.readouterr().out == shown.replace("one/curves.svg", "two/curves.svg")
+
+
+def test_certify_states_its_assumptions_and_spends_the_test_data_once(capsys, recipe: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = digits_cnn(4).eval()
     program = sc.trace(dense, (torch.zeros(2, 1, 8, 8),))

@@ -47,6 +47,9 @@ def loaded(folder: Path, text: str, *overrides: str):
         ("minimum={'*.fc': 0}", "minimum.*: got 0: .*1"),
         ("branches=1", "branches: got 1: .*boolean"),
         ("fallback=none", r"fallback: got 'none': .*'error'.*'graph'"),
+        ("workers=0", "workers: got 0"),
+        ("spend=none", "spend.*: got 'none'"),
+        ("ray.adress=auto", r"unknown key 'ray.adress'; did you mean 'address'\?"),
         ("seed", "needed key.key=value"),
         ("a..b=1", "needed key.key=value"),
         ("tolerance.x=1", "'tolerance' holds a float, not a mapping"),
@@ -56,6 +59,13 @@ def loaded(folder: Path, text: str, *overrides: str):
 def test_each_mistake_is_named_with_its_place(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         loaded(tmp_path, GOOD, override)
+
+
+def test_racing_under_a_budget_needs_boundaries(tmp_path: Path) -> None:
+    goal = ("budget={macs: 0.5}", "tolerance=null")
+    with pytest.raises(RecipeError, match="racing without a tolerance needs boundaries"):
+        loaded(tmp_path, GOOD, *goal, "racing={}")
+    assert loaded(tmp_path, GOOD, *goal, "racing={boundaries: [0.1]}").racing is not None
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur.pipeline import prune as job, rounds
 from secateur.repairs.changes import REPEATED_NORM
+from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.probe import Probe
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.plan import plan_widths
 
@@ -166,6 +171,44 @@ def test_without_test_data_nothing_is_certified(net: Net) -> None:
     result = sc.prune(net, ARGS, **data, budget=sc.Budget(macs=0.6), controls=(), **QUICK)
     assert result.certificate is None
     assert any("nothing is certified" in w for w in result.report_data.warnings)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """An executor that counts the scans that it is given."""
+
+    scans: list[int]
+
+    @contextmanager
+    def start(self, prober: Probe) -> Iterator[Measure]:
+        self.scans.append(len(prober.groups))
+        with sc.SerialExecutor().start(prober) as measure:
+            yield measure
+
+
+def test_scans_are_measured_where_and_as_far_as_is_asked(net: Net) -> None:
+    scans: list[int] = []
+    found = sc.prune(
+        net, ARGS, **DATA, **QUICK, tolerance=0.05, controls=(), executor=_Elsewhere(scans),
+        racing=sc.Racing((0.05,), stage=50),
+    )  # fmt: skip
+    assert scans == [len(found.curves)]
+    seen = [count for curve in found.curves.values() for count in curve.seen()[1:]]
+    assert 50 <= min(seen) < max(seen) <= 300
+    assert found.damage.is_within(0.05)
+
+
+def test_a_certificate_spends_what_it_is_given_and_leaves_the_rest(net: Net, tmp_path: Path) -> None:
+    how = {**DATA, **QUICK, "budget": sc.Budget(macs=0.6), "controls": ()}
+    with pytest.raises(sc.ArgumentError, match="spend needs run_dir"):
+        sc.prune(net, ARGS, **how, spend=0.01)
+    with pytest.raises(sc.ArgumentError, match=r"spend=0\.2"):
+        sc.prune(net, ARGS, **how, spend=0.2, run_dir=tmp_path)
+    found = sc.prune(net, ARGS, **how, spend=0.01, run_dir=tmp_path)
+    assert found.certificate is not None and found.certificate.confidence == pytest.approx(0.99)
+    with pytest.raises(sc.StoreError):
+        sc.certify(net, net, DATA["test"], run_dir=tmp_path)
+    assert sc.certify(net, net, DATA["test"], run_dir=tmp_path, spend=0.04).level == pytest.approx(0.04)
 
 
 def test_an_impossible_tolerance_leaves_the_model(net: Net) -> None:

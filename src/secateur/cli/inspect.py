@@ -6,7 +6,15 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_scope
+from secateur.cli.loaders import (
+    Splits,
+    example_args,
+    load_criterion,
+    load_dense,
+    load_executor,
+    load_racing,
+    load_scope,
+)
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.criteria.collect import collect
@@ -69,8 +77,12 @@ def measured_scan(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out:
             metric=recipe.metric,
             loss=recipe.loss,
             sparsities=recipe.sparsities,
+            racing=load_racing(recipe),
+            executor=load_executor(recipe),
             store=store,
             progress=progress,
         )
     picture = plot(curves, out / "curves.svg")
-    return to_text(curves_table(by_sensitivity(curve_data(curves, groups)), recipe.metric)) + f"\ncurves: {picture}\n"
+    table = to_text(curves_table(by_sensitivity(curve_data(curves, groups)), recipe.metric))
+    remarks = [to_text(Text(remark)).rstrip() for remark in curves.remarks()]
+    return "\n".join([table, *remarks, f"curves: {picture}\n"])

@@ -3,7 +3,16 @@
 from dataclasses import fields
 from pathlib import Path
 
-from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_retraining, load_scope
+from secateur.cli.loaders import (
+    Splits,
+    example_args,
+    load_criterion,
+    load_dense,
+    load_executor,
+    load_racing,
+    load_retraining,
+    load_scope,
+)
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.errors import RecipeError
@@ -41,6 +50,10 @@ def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
         controls=recipe.controls,
         **{field.name: getattr(scope, field.name) for field in fields(scope)},
         calibration_samples=recipe.calibration_samples,
+        confidence=recipe.confidence,
+        spend=recipe.spend,
+        racing=load_racing(recipe),
+        executor=load_executor(recipe),
         seed=recipe.seed,
         run_dir=out,
         progress=make_progress(),

@@ -38,6 +38,10 @@ from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, M
 from secateur.criteria.obs import OBS
 from secateur.errors import DataError, RecipeError
 from secateur.pipeline.scope import Scope
+from secateur.sensitivity.executor import Executor
+from secateur.sensitivity.racing import Racing
+from secateur.sensitivity.ray_cluster import RayExecutor
+from secateur.sensitivity.scan import chosen_executor
 from secateur.training.loop import Retraining
 from secateur.zoo.digits import digits_cnn, digits_lstm
 from secateur.zoo.resnet import resnet20
@@ -155,6 +159,22 @@ def load_criterion(recipe: Recipe) -> Criterion:
 def load_scope(recipe: Recipe) -> Scope:
     """What may go."""
     return Scope(**{field.name: getattr(recipe, field.name) for field in fields(Scope)})
+
+
+def load_racing(recipe: Recipe) -> Racing | None:
+    """When points of the scan stop early; None = they do not."""
+    part = recipe.racing
+    if part is None:
+        return None
+    boundaries = part.boundaries or ((recipe.tolerance,) if recipe.tolerance is not None else ())
+    return Racing(**{**part.model_dump(), "boundaries": boundaries})
+
+
+def load_executor(recipe: Recipe) -> Executor:
+    """Where points are measured."""
+    if recipe.ray is not None:
+        return RayExecutor(recipe.workers, **recipe.ray.model_dump())
+    return chosen_executor(recipe.workers, None)
 
 
 def load_retraining(recipe: Recipe) -> Retraining | None:

@@ -55,6 +55,9 @@ Allowed = Annotated[
     list[str] | None,
     typer.Option("--allow-import", help="Module that the recipe may import; importing runs its code."),
 ]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes, or Ray actors, that measure sensitivity; 0 = the recipe's.")
+]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of torch; 0 = the recipe's, or torch's own choice.")]
 
 
@@ -100,9 +103,10 @@ def scan(
     set_: Overrides = None,
     allow_import: Allowed = None,
     threads: Threads = 0,
+    workers: Workers = 0,
 ) -> None:
     """Measure the sensitivity of every group, and print the curves."""
-    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
+    loaded, splits, allowed = _load(recipe, _with_workers(set_, workers), allow_import, threads)
     from secateur.cli.inspect import measured_scan
 
     typer.echo(measured_scan(loaded, splits, allowed, out))
@@ -115,9 +119,10 @@ def prune(
     set_: Overrides = None,
     allow_import: Allowed = None,
     threads: Threads = 0,
+    workers: Workers = 0,
 ) -> None:
     """Run the whole job of a recipe. Stopped at any moment, the same command goes on where it was."""
-    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
+    loaded, splits, allowed = _load(recipe, _with_workers(set_, workers), allow_import, threads)
     from secateur.cli.job import run_recipe
 
     result = run_recipe(loaded, splits, allowed, out)
@@ -242,6 +247,10 @@ def _load(
     from secateur.cli.loaders import load_data
 
     return loaded, load_data(loaded.data, allowed), allowed
+
+
+def _with_workers(overrides: list[str] | None, workers: int) -> list[str]:
+    return [*(overrides or ()), *([f"workers={workers}"] if workers else [])]
 
 
 def _set_threads(threads: int) -> None:

@@ -126,6 +126,26 @@ class BudgetPart(Part):
     latency_s: float | None = Field(None, gt=0)
 
 
+class RacingPart(Part):
+    """When points of the scan stop early; the boundary is the tolerance unless others are given."""
+
+    boundaries: Numbers = ()
+    error: float = Field(0.05, ge=0, lt=1)
+    on: Literal["metric", "loss"] = "metric"
+    clip: float | None = Field(None, gt=0)
+    stage: int = Field(250, ge=1)
+    bisect: bool = False
+
+
+class RayPart(Part):
+    """A Ray cluster on which points are measured."""
+
+    address: str | None = None
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    threads: int = Field(1, ge=1)
+
+
 class RetrainPart(Part):
     """How to retrain in each round."""
 
@@ -196,6 +216,17 @@ class Recipe(Part):
     split_stacks: bool = False
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    spend: float | Literal["sequence"] | None = None
+    racing: RacingPart | None = None
+    workers: int = Field(1, ge=1)
+    ray: RayPart | None = None
+
+    @model_validator(mode="after")
+    def _has_boundaries(self) -> Self:
+        if self.racing is not None and not self.racing.boundaries and self.tolerance is None:
+            raise ValueError("racing without a tolerance needs boundaries: the damages that points must be clear of")
+        return self
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:

@@ -237,7 +237,8 @@ class _Purse:
     mark: DataMark | None
 
 
-def _purse(run_dir: str | Path | None, confidence: float, spend: Level, data: Batches) -> _Purse:
+def check_level(confidence: float, spend: Level, run_dir: str | Path | None) -> None:
+    """Raise an error where the level that a test is to spend is out of range, or cannot be written down."""
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence={confidence} must lie strictly between 0 and 1")
     allowed = 1 - confidence
@@ -247,6 +248,10 @@ def _purse(run_dir: str | Path | None, confidence: float, spend: Level, data: Ba
         raise ArgumentError(f"spend={spend} must lie in (0, {allowed:.4g}]: it is a part of 1 - confidence")
     if spend is not None and run_dir is None:
         raise ArgumentError("spend needs run_dir=..., in which the uses of the test data are written down")
+
+
+def _purse(run_dir: str | Path | None, confidence: float, spend: Level, data: Batches) -> _Purse:
+    check_level(confidence, spend, run_dir)
     if run_dir is None:
         return _Purse(data, confidence, spend, None, None)
     return _Purse(data, confidence, spend, Path(run_dir), mark(data))

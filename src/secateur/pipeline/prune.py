@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
 from secateur.criteria.magnitude import Magnitude
-from secateur.data import BatchFn, as_batches
+from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError, SurgeryError
 from secateur.graph.costs import cost_model, item_bytes
@@ -24,7 +24,7 @@ from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
-from secateur.pipeline.certify import certify
+from secateur.pipeline.certify import certify, check_level
 from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.latency import Stopwatch, clock_model
 from secateur.pipeline.reporting import Story, tell
@@ -34,8 +34,11 @@ from secateur.pipeline.scope import EXPERTS, Scope
 from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
 from secateur.pipeline.task import Task
 from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.scan import SPARSITIES, fingerprint
+from secateur.sensitivity.executor import Executor
+from secateur.sensitivity.racing import Racing
+from secateur.sensitivity.scan import SPARSITIES, chosen_executor, fingerprint
 from secateur.storage.curve_store import CurveStore
+from secateur.storage.data_uses import Level
 from secateur.storage.run_directory import open_run
 from secateur.storage.timing_store import TimingStore, user_cache
 from secateur.surgery.plan import Plan
@@ -77,6 +80,10 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     split_stacks: bool = False,
     batch_fn: BatchFn | None = None,
     confidence: float = 0.95,
+    spend: Level = None,
+    racing: Racing | None = None,
+    workers: int = 1,
+    executor: Executor | None = None,
     calibration_samples: int = 512,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -126,6 +133,10 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             `find_groups`.
         batch_fn: takes apart batches of an unusual shape.
         confidence: of the certificate.
+        spend: level that the certificate spends of 1 - confidence, with a run directory; see `certify`.
+        racing: points of the scan stop early, at a stated error rate; None: each gets all validation samples.
+        workers: more than one scan in so many processes; short for `executor=ProcessExecutor(workers)`.
+        executor: where the scans are measured; see `scan`.
         calibration_samples: at most so many samples are read for scores and repair.
         seed: of everything random.
         run_dir: where the run keeps what it needs to resume after a kill.
@@ -141,6 +152,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         StoreError: the run directory is of other settings, operators or data, or another process uses it.
     """
     _check_arguments(tolerance, budget, rounds, folds, controls)
+    check_level(confidence, spend, run_dir)
+    chosen = chosen_executor(workers, executor)
+    exam = _Exam(None if test is None else as_batches(test, "test", batch_fn), confidence, spend)
     if train is None and calibration is None:
         raise ArgumentError("there is neither train nor calibration data; scores and repair need one of them")
     if retrain is not None and train is None:
@@ -167,7 +181,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 "tolerance": tolerance, "budget": describe(budget), "criterion": describe(criterion or Taylor()),
                 "sparsities": list(sparsities), "folds": folds, "schedule": describe(schedule), "rounds": rounds,
                 "retrain": describe(retrain), "repair": repair, "controls": list(controls),
-                "calibration_samples": calibration_samples, "seed": seed,
+                "calibration_samples": calibration_samples, "seed": seed, "racing": describe(racing),
                 **{field.name: describe(getattr(scope, field.name)) for field in fields(scope)},
             }  # fmt: skip
             run = stack.enter_context(open_run(Path(run_dir), settings))
@@ -209,6 +223,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             cuttable={group.name: group for group in groups},
             criterion=criterion or Taylor(),
             sparsities=sparsities,
+            racing=racing,
+            executor=chosen,
             repair=repair,
             retrain=retrain,
             seed=seed,
@@ -221,9 +237,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 f"{type(model).__name__} has no group that can be cut: " + "; ".join(n.text for n in left[:3])
             )
         return _run(
-            task, clock, left, unfit, tolerance, budget, test, folds=folds,
-            schedule=resolve_schedule(schedule, rounds=rounds), controls=controls, confidence=confidence,
-            batch_fn=batch_fn,
+            task, clock, left, unfit, tolerance, budget, exam, folds=folds,
+            schedule=resolve_schedule(schedule, rounds=rounds), controls=controls,
         )  # fmt: skip
 
 
@@ -234,13 +249,11 @@ def _run(
     unfit: tuple[str, ...],
     tolerance: float | None,
     budget: Budget | None,
-    test: Any,
+    exam: "_Exam",
     *,
     folds: int,
     schedule: Schedule,
     controls: Sequence[str],
-    confidence: float,
-    batch_fn: BatchFn | None,
 ) -> Result:
     with clock.stage("scores"):
         scene = set_scene(task, task.model)
@@ -266,7 +279,7 @@ def _run(
         naive = {name: _control(task, name, search) for name in controls} if best is not None else {}
     with clock.stage("certificate"):
         small = best.model if best is not None else task.factory().eval()
-        certificate = _certify(task, small, test, tolerance, confidence, batch_fn)
+        certificate = exam.certificate(task, small, tolerance)
     with clock.stage("costs"):
         story = Story(
             task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
@@ -297,21 +310,29 @@ def _control(task: Task, name: str, search: Search) -> Search:
     return descend(replace(task, criterion=criterion), same, allocator=uniformly, first=None, name=f"controls/{name}")
 
 
-def _certify(
-    task: Task,
-    small: nn.Module,
-    test: Any,
-    tolerance: float | None,
-    confidence: float,
-    batch_fn: BatchFn | None,
-) -> Certificate | None:
-    if test is None:
-        return None
-    found = certify(
-        task.model, small, as_batches(test, "test", batch_fn), metric=task.metric, tolerance=tolerance,
-        confidence=confidence, run_dir=task.run_dir,
-    )  # fmt: skip
-    return found.parts[0]
+@dataclass(frozen=True, eq=False)
+class _Exam:
+    """How the result is certified.
+
+    Attributes:
+        data: test data; None = not at all.
+        confidence: of the certificate.
+        spend: level of these data that it takes; see `certify`.
+    """
+
+    data: Batches | None
+    confidence: float
+    spend: Level
+
+    def certificate(self, task: Task, small: nn.Module, tolerance: float | None) -> Certificate | None:
+        """What the pruned model loses on the test data."""
+        if self.data is None:
+            return None
+        found = certify(
+            task.model, small, self.data, metric=task.metric, tolerance=tolerance, confidence=self.confidence,
+            run_dir=task.run_dir, spend=self.spend,
+        )  # fmt: skip
+        return found.parts[0]
 
 
 def _check_arguments(

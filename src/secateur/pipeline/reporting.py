@@ -34,7 +34,7 @@ from secateur.report.schema import (
     ThresholdData,
     WidthRow,
 )
-from secateur.sensitivity.result import changes_nothing
+from secateur.sensitivity.result import Scan, changes_nothing
 from secateur.storage.saved_model import attribute_changes
 from secateur.surgery.plan import Plan
 from secateur.types import Budget, Curves, Group, Note, Rewrite
@@ -340,6 +340,9 @@ def _warnings(story: Story) -> list[str]:
             f"{', '.join(story.unfit)}: reached in training mode only, and left as before; in that mode the pruned "
             "model may not run. Take them out of it before you train it."
         )
+    unmeasured = story.curves.tally.unmeasured if isinstance(story.curves, Scan) else ()
+    if unmeasured:
+        found.append(f"Could not be measured, and left out of the curves: {'; '.join(map(str, unmeasured))}.")
     suspicious = [name for name, curve in story.curves.items() if changes_nothing(curve)]
     if suspicious:
         found.append(

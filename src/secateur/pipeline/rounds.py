@@ -23,6 +23,7 @@ from secateur.pipeline.scope import followed
 from secateur.pipeline.task import Damage, Task, summarise
 from secateur.repairs.repair import repair
 from secateur.sensitivity.probe import Probe, probe
+from secateur.sensitivity.result import Scan
 from secateur.sensitivity.scan import measure_curves
 from secateur.storage.saved_model import load_model, read_manifest, save_model
 from secateur.surgery.cut import cut
@@ -128,9 +129,12 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
     return Scene(model, program, found, groups, names, cost, lambda widths: task.share(cost, widths), prober)
 
 
-def measured_curves(task: Task, scene: Scene) -> Curves:
+def measured_curves(task: Task, scene: Scene) -> Scan:
     """Curves of every group of the scene."""
-    return measure_curves(scene.probe, sparsities=task.sparsities, store=task.store, progress=task.progress)
+    return measure_curves(
+        scene.probe, sparsities=task.sparsities, racing=task.racing, executor=task.executor, store=task.store,
+        progress=task.progress,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

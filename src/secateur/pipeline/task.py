@@ -16,7 +16,9 @@ from secateur.measures.metrics import Metric
 from secateur.pipeline.latency import Clocked
 from secateur.pipeline.scope import Scope
 from secateur.progress import Progress
+from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.measure import PointStore
+from secateur.sensitivity.racing import Racing
 from secateur.training.loop import Retraining
 from secateur.types import Budget, Evaluation, Floats, Group
 
@@ -42,6 +44,8 @@ class Task:
         cuttable: the groups of the dense model that survived a trial cut, by name.
         criterion: scores the units.
         sparsities: levels of the scan.
+        racing: when a point of the scan has samples enough; None: when it has all.
+        executor: where points are measured.
         repair: whether to repair after a cut.
         retrain: how to retrain; None = not at all.
         seed: of everything random.
@@ -66,6 +70,8 @@ class Task:
     cuttable: Mapping[str, Group]
     criterion: Criterion
     sparsities: Sequence[float]
+    racing: Racing | None
+    executor: Executor
     repair: bool
     retrain: Retraining | None
     seed: int

@@ -146,9 +146,10 @@ class Scan(Mapping[str, Curve]):
     def __str__(self) -> str:
         tables = [_table(self.metric, self.curves, self.after)]
         tables += [_table(name, curves, self.after) for name, curves in self.others.items()]
-        return "\n".join(["\n\n".join(tables), *self._remarks()])
+        return "\n".join(["\n\n".join(tables), *self.remarks()])
 
-    def _remarks(self) -> Iterator[str]:
+    def remarks(self) -> Iterator[str]:
+        """What to know of how the curves came about, and what to doubt."""
         tally = self.tally
         if tally.stopped and self.racing is not None:
             total = tally.measured + tally.stored + tally.stopped
