@@ -187,3 +187,14 @@ def test_data_of_common_shapes_and_bad_data() -> None:
         list(as_batches(["word"], "train"))
     with pytest.raises(DataError, match="is a int"):
         as_batches(3, "train")
+
+
+def test_a_loss_that_fails_is_named_with_what_it_was_given() -> None:
+    model = nn.Linear(3, 2)
+    batches = [(torch.zeros(4, 3), torch.zeros(4))]
+    expected = r"the loss failed on outputs \(4, 2\) of float32 and targets \(4,\) of float32: RuntimeError"
+    with pytest.raises(MetricError, match=expected) as caught:
+        evaluate(
+            model, as_batches(batches, "validation"), metric=resolve_metric("mse"), loss=resolve_loss("cross_entropy")
+        )
+    assert isinstance(caught.value.__cause__, RuntimeError)

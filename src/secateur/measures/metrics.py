@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.errors import MetricError
+from secateur.errors import MetricError, SecateurError
 from secateur.measures.aggregate import Aggregate, OfSums
 from secateur.measures.counts import IGNORED_TARGET, by_class, confusion, f1, mean_iou, perplexity, token_losses
 from secateur.measures.outputs import class_scores, logits
@@ -244,9 +244,16 @@ def per_sample(
     """Call a metric or loss and check that it gives one value for each sample, or one row of numbers.
 
     Raises:
-        MetricError: another shape.
+        MetricError: another shape, or it failed.
     """
-    values = function(outputs, targets)
+    try:
+        values = function(outputs, targets)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise MetricError(
+            f"{name} failed on outputs {_kind(outputs)} and targets {_kind(targets)}: {type(error).__name__}: {error}"
+        ) from error
     if rows and isinstance(values, Tensor) and values.ndim == 2 and len(values) == samples:
         return values
     if not isinstance(values, Tensor) or values.shape != (samples,):
@@ -256,6 +263,17 @@ def per_sample(
             "one value for each sample (with torch's losses: reduction='none')"
         )
     return values
+
+
+def _kind(value: Any) -> str:
+    """Shape and type of a tensor.
+
+    >>> _kind(torch.zeros(2, 3)), _kind([1])
+    ('(2, 3) of float32', 'of type list')
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return f"of type {type(value).__name__}"
 
 
 def _with_direction(metric: Metric, higher_is_better: bool | None) -> Metric:
