@@ -139,13 +139,14 @@ def test_what_is_kept_has_a_bound_and_the_oldest_goes(tmp_path: Path) -> None:
         assert held is not None
         a, b, c = (torch.full((1,), float(k)) for k in range(3))
         sizes = [t.untyped_storage().nbytes() for t in (a, b, c)]
+        b.add_(0)
         a.add_(5)
         again = [t.untyped_storage().nbytes() for t in (a, b, c)]
         b.neg_()
         row = c.view(1, 1)
         row.add_(10)
         assert (a.tolist(), b.tolist(), c.tolist()) == ([5.0], [-1.0], [12.0])
-    assert (sizes, again) == ([0, 4, 4], [4, 0, 4])
+    assert (sizes, again) == ([0, 4, 4], [4, 4, 0])
     assert (a.tolist(), b.tolist(), c.tolist()) == ([5.0], [-1.0], [12.0])
 
 

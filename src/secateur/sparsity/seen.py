@@ -1,15 +1,13 @@
 """What the calibration data tells of one use of a weight: moments of its inputs, and what its outputs should be."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.capture.calls import Call
-from secateur.capture.forms import Dense
 from secateur.capture.gram import Gram, gram_of, some_positions, with_constant
-from secateur.capture.recurrent import Layer
 
 ELEMENTS = 2**21
 """Of unfolded inputs that are held at once: what fits a processor's cache is several times faster."""
@@ -131,27 +129,3 @@ def _sums(design: Tensor, targets: Tensor | None, chosen: Tensor) -> Sums:
     x = with_constant(inputs)
     y = targets[chosen].flatten(0, 1).transpose(0, 1).to(x.dtype)
     return Sums(gram_of(inputs), Wanted((y.transpose(1, 2) @ x).double().cpu(), float(y.double().square().sum())))
-
-
-def seen_layer(layers: Sequence[Layer], which: Callable[[Layer], Tensor | None]) -> Seen:
-    """Inputs of one weight of a recurrent layer, over all its steps, as the layer runs now on all batches."""
-    found: list[Seen] = []
-    first = 0
-    for layer in layers:
-        wanted = which(layer)
-        most = 0
-
-        def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            nonlocal most
-            if weight is wanted:  # noqa: B023 - called within this turn of the loop only
-                design = Dense().design(inputs)
-                found.append(seen_rows(design, first))  # noqa: B023
-                most = max(most, len(design))
-            return nn.functional.linear(inputs, weight, bias)
-
-        layer.run(product)
-        first += most
-    total = found[0]
-    for part in found[1:]:
-        total = total + part
-    return total

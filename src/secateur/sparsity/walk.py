@@ -13,7 +13,8 @@ from secateur.capture.recurrent import Layer
 from secateur.capture.watch import Places, watching
 from secateur.data import Batch, to_device
 from secateur.graph.trace import named_state
-from secateur.sparsity.seen import Seen, seen_calls, seen_layer
+from secateur.sparsity.seen import Seen, seen_calls
+from secateur.sparsity.seen_recurrent import role_of, seen_layer
 from secateur.sparsity.weights import Weight, name_of, uses
 
 OnNorms = Callable[[Sequence[Norm], Sequence[Norm] | None], None]
@@ -38,7 +39,7 @@ def weights_with_inputs(
         batches: calibration data.
         weights: those that are wanted.
         dense: runs beside it; its outputs are what a weight's outputs should be. None: those that the weight makes
-            of the inputs that it is given. Recurrent layers and weights that are used several times go by the latter.
+            of the inputs that it is given. Weights that are used several times go by the latter.
         on_norms: told of a batch norm, on all batches, before it runs, and of the same in the dense model.
         held: keeps what is not at work on disk.
     """
@@ -61,13 +62,13 @@ def _seen(events: Sequence[Event], targets: Sequence[Event] | None, weight: Weig
     if isinstance(events[0], Call):
         return seen_calls(_calls(events), None if targets is None else _calls(targets))
 
-    def which(layer: Layer) -> Tensor | None:
-        for values in (layer.weights.ih, layer.weights.hh, layer.weights.hr):
-            if values is not None and places.find(values) == weight.place:
-                return values
-        return None
+    layers = _layers(events)
+    role = role_of(layers[0], lambda values: places.find(values) == weight.place)
+    return seen_layer(layers, role, None if targets is None else _layers(targets))
 
-    return seen_layer([e for e in events if isinstance(e, Layer)], which)
+
+def _layers(events: Sequence[Event]) -> list[Layer]:
+    return [e for e in events if isinstance(e, Layer)]
 
 
 def _norms(events: Sequence[Event]) -> list[Norm]:

@@ -1,0 +1,94 @@
+"""Recurrent weights are fitted to what the dense layer gives from its own states."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import secateur as sc
+from secateur.sparsity import sparsify as module
+from secateur.sparsity.plan import SparsityPlan
+
+SAMPLES, STEPS, INPUTS, HIDDEN = 80, 5, 4, 6
+
+
+class One(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **more: Any) -> None:
+        super().__init__()
+        self.rnn = kind(INPUTS, HIDDEN, batch_first=True, **more)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rnn(x)[0]
+        return out
+
+
+class Packed(One):
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(len(x), 0, -1).clamp(max=x.shape[1])
+        return pad_packed_sequence(self.rnn(pack_padded_sequence(x, lengths, batch_first=True))[0], batch_first=True)[0]
+
+
+def states(rnn: nn.RNN, x: Tensor, ih: Tensor, bias_ih: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By hand: for every sample and step, the state before, the product with the inputs, and that with the states."""
+    w_ih, b_ih = ih.numpy(), bias_ih.numpy()
+    w_hh, b_hh = rnn.weight_hh_l0.detach().numpy(), rnn.bias_hh_l0.detach().numpy()
+    h, found = np.zeros((len(x), HIDDEN)), []
+    for t in range(STEPS):
+        a, b = x[:, t].numpy() @ w_ih.T + b_ih, h @ w_hh.T
+        found.append((h, a, b))
+        h = np.tanh(a + b + b_hh)
+    return tuple(np.stack(part, 1) for part in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def test_weights_get_the_least_squares_fit_to_the_dense_layers_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DAMPINGS", (1e-12,))
+    monkeypatch.setattr(module, "SHARES", (1.0,))
+    torch.manual_seed(0)
+    model, x = One(nn.RNN).double(), torch.randn(SAMPLES, STEPS, INPUTS).double() + 0.5
+    plan = SparsityPlan({"rnn.weight_ih_l0": 0.5, "rnn.weight_hh_l0": 0.5}, sc.Unstructured(), sc.OBC(damping=1e-12))
+    found = sc.sparsify(model, plan, calibration=list(x.split(SAMPLES // 4)))
+    dense, small = model.rnn, found.model.rnn
+    fitted = np.array([k for k in range(SAMPLES) if k % 4 != 3])
+    _, before_in, before_state = states(dense, x, dense.weight_ih_l0.detach(), dense.bias_ih_l0.detach())
+    h, after_in, _ = states(dense, x, small.weight_ih_l0.detach(), small.bias_ih_l0.detach())
+    wanted = (before_in + before_state - after_in)[fitted].reshape(-1, HIDDEN)
+    inputs = h[fitted].reshape(-1, HIDDEN)
+    for row in range(HIDDEN):
+        keep = found.masks["rnn.weight_hh_l0"][row].numpy()
+        design = np.c_[inputs[:, keep], np.ones(len(inputs))]
+        expected = np.linalg.lstsq(design, wanted[:, row], rcond=None)[0]
+        np.testing.assert_allclose(small.weight_hh_l0[row].detach().numpy()[keep], expected[:-1], atol=1e-6)
+        shift = (small.bias_hh_l0 - dense.bias_hh_l0)[row].item()
+        np.testing.assert_allclose(shift, expected[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [One, Packed])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (nn.RNN, {}),
+        (nn.GRU, {}),
+        (nn.LSTM, {}),
+        (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+        (nn.LSTM, {"proj_size": 3}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_dense_targets_come_closer_to_the_dense_outputs(make: type[One], kind: type[nn.RNNBase], more: Any) -> None:
+    errors = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, mixing = make(kind, **more).eval(), torch.randn(INPUTS, INPUTS)
+        for parameter in model.parameters():
+            parameter.data *= 2
+        x, fresh = (torch.randn(320, STEPS, INPUTS) @ mixing for _ in range(2))
+        with torch.no_grad():
+            wanted = model(fresh)
+            for asymmetric in (True, False):
+                wanted_sparsity = sc.Sparsity(0.6, method=sc.OBC())
+                found = sc.sparsify(model, wanted_sparsity, calibration=[x], asymmetric=asymmetric)
+                errors.append(float((found.model(fresh) - wanted).square().mean()))
+    assert sum(errors[::2]) < sum(errors[1::2])
