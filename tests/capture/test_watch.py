@@ -254,3 +254,19 @@ def test_a_lockstep_left_early_ends_its_threads_and_errors_come_through() -> Non
     with pytest.raises(RuntimeError, match="expected input"):
         list(in_lockstep(Small().eval(), [Batch((torch.randn(1, 7, 5),), {}, None)]))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_what_a_fixed_model_gives_is_computed_once(is_fixed: bool) -> None:
+    model = nn.Linear(3, 2)
+    batches = [Batch((torch.randn(4, 3),), {}, None), Batch((torch.randn(2, 3),), {}, None)]
+    walk = in_lockstep(model, batches, is_fixed=is_fixed)
+    first, second = next(walk)
+    assert isinstance(first, Call) and isinstance(second, Call)
+    assert (first.run() is first.run()) == is_fixed
+    assert not torch.equal(first.run()[:2], second.run())
+    with torch.no_grad():
+        expected = model(batches[1].args[0])
+        assert torch.equal(first.run(batches[1].args[0]), expected)
+        ends = next(walk)
+    assert isinstance(ends[1], End) and torch.equal(ends[1].outputs, expected)

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateur.capture.calls import Place
-from secateur.criteria import collect as module
+from secateur.criteria import collect as module, tally
 from secateur.criteria.collect import bytes_needed, collect
 from secateur.criteria.merge import merge
 from secateur.criteria.statistics import (
@@ -612,3 +612,32 @@ def test_output_gradients_alone_leave_changes_in_place_to_the_model() -> None:
     alone = collect(model, groups, data, needs={OUTPUT_GRADIENTS})
     for a, b in zip(alone.consumers, collect(model, groups, data).consumers, strict=True):
         torch.testing.assert_close(a.output_gradients, b.output_gradients)
+
+
+class Readers(nn.Module):
+    """Two layers that read the same tensor, which may be written to in between."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.a, self.b, self.shift = nn.Linear(4, 2), nn.Linear(4, 2), shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x * 2
+        first = self.a(seen)
+        if self.shift:
+            seen += self.shift
+        return first + self.b(seen)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_what_several_layers_read_is_summed_once_unless_it_changed(shift: float, monkeypatch: Any) -> None:
+    read: list[int] = []
+    original = tally.gram_of_inputs
+    monkeypatch.setattr(tally, "gram_of_inputs", lambda *given: (read.append(0), original(*given))[1])
+    parts = torch.randn(3, 4), torch.randn(2, 4)
+    found = {c.place.name: c for c in collect(Readers(shift), [], parts, needs={GRAMS, INPUT_MOMENTS}).consumers}
+    assert len(read) == (4 if shift else 2)
+    x = torch.cat(parts).double()
+    for name, inputs in (("a.weight", 2 * x), ("b.weight", 2 * x + shift)):
+        torch.testing.assert_close(found[name].gram.total[0, :-1, :-1], inputs.T @ inputs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[name].moments.total[0], inputs.sum(0), rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateur.capture.calls import Call, Place
 from secateur.repairs.changes import NO_BETTER, READ_OTHERWISE, REORDERED, Change, Mended, left
-from secateur.repairs.least_squares import Products, Solution, shift, solve
+from secateur.repairs.least_squares import NEGLIGIBLE, Products, Solution, shift, solve
 from secateur.repairs.readers import feeds_batch_norm, is_own_bias, is_read_otherwise
 from secateur.repairs.rows import kept_rows
 from secateur.repairs.sums import fold_sums
@@ -74,7 +74,7 @@ def sums_of_repeated(models: Models, generator: torch.Generator) -> Sums:
 def _kept(call: Call, bias: Place | None, where: str, solution: Solution, models: Models) -> Mended:
     """Write the solution, if it is better."""
     if solution.share == 0:
-        return left(where, NO_BETTER) if solution.before > 0 else Mended()
+        return left(where, NO_BETTER) if solution.before > NEGLIGIBLE else Mended()
     weights = solution.weights
     if bias is not None:
         _write(bias, weights[..., -1].flatten(), models)
