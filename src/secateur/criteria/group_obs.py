@@ -53,9 +53,9 @@ class GroupOBS:
     consumers. After each removal H⁻¹ and W are updated, so that of two units that do the same one goes cheaply
     and the other does not. One sweep gives the error at every width (`curve`).
 
-    Cost: for each consumer of n columns about 2 n³ multiply-adds, and at most some nine matrices of n x n in float64. CPU
-    seconds of one thread of a busy machine, inverse and sweep: 2 and 5 at 3,072 columns, 8 and 32 at 5,504; at 11,008
-    eight times as many are to be expected, and 9 GB.
+    Cost: for each consumer of n columns about 2 n³ multiply-adds, and at most some nine matrices of n x n in float64.
+    CPU seconds of one thread of a busy machine, inverse and sweep: 2 and 5 at 3,072 columns, 8 and 32 at 5,504; at
+    11,008 eight times as many are to be expected, and 9 GB.
 
     Units that nothing reads by a weight (dimensions of queries and keys) cost what masking them changes.
 
