@@ -14,9 +14,10 @@ from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import Metric, accuracy, resolve_loss, resolve_metric
+from secateur.sensitivity.keys import context_key, fingerprint
 from secateur.sensitivity.probe import chosen, probe
 from secateur.sensitivity.result import Scan
-from secateur.sensitivity.scan import context_key, fingerprint, measure_curves, scan
+from secateur.sensitivity.scan import measure_curves, scan
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import plan_widths
@@ -164,3 +165,20 @@ def test_a_scan_prints_measured_means_within_80_columns() -> None:
         for level, cell in zip(shown, cells[:-1], strict=True):
             away, at = min((abs(s - level), at) for at, s in enumerate(curve.sparsities) if at)
             assert cell == (f"{curve.mean()[at]:.4f}" if away <= 0.05 + 1e-9 else "")
+
+
+def test_a_second_scan_does_not_run_the_model(tmp_path: Path) -> None:
+    model, data, program, groups, scores = setting(SOME[0])
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    options = {"sparsities": (0.3, 0.6), "metric": ["accuracy", "f1"], "slices": "targets"}
+    with CurveStore.open(tmp_path / "c.sqlite") as store:
+        first = scan(program, groups, scores, data, **options, store=store)
+        assert calls
+        calls.clear()
+        second = scan(program, groups, scores, data, **options, store=store)
+        assert not calls and second.tally.measured == 0
+        for name in first.others:
+            assert all(np.array_equal(c.damage, second.of(name)[g].damage) for g, c in first.of(name).items())
+        changed = [(x + 1, y) for x, y in data]
+        assert scan(program, groups, scores, changed, **options, store=store).tally.stored == 0 and calls

@@ -17,7 +17,7 @@ from secateur.measures.evaluate import check_decomposable
 from secateur.measures.metrics import Metric, resolve_metric
 from secateur.pipeline.certification import ON_SLICE, Certification, SequenceCertification
 from secateur.pipeline.paired_values import Paired, paired_values
-from secateur.sensitivity.scan import fingerprint
+from secateur.sensitivity.keys import fingerprint
 from secateur.storage.data_uses import ROUNDING, DataMark, Level, mark, spend as spend_level
 from secateur.types import Evaluation, Floats
 

@@ -35,8 +35,9 @@ from secateur.pipeline.search import Search, descend, descend_guarded, least_sha
 from secateur.pipeline.task import Task
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.executor import Executor
+from secateur.sensitivity.keys import fingerprint
 from secateur.sensitivity.racing import Racing
-from secateur.sensitivity.scan import SPARSITIES, chosen_executor, fingerprint
+from secateur.sensitivity.scan import SPARSITIES, chosen_executor
 from secateur.storage.curve_store import CurveStore
 from secateur.storage.data_uses import Level
 from secateur.storage.run_directory import open_run

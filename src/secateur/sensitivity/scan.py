@@ -1,17 +1,11 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import fx, nn
-
 from secateur.data import BatchFn, as_batches
-from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, WorkerError
-from secateur.graph.trace import Program, named_state
-from secateur.measures.evaluate import evaluate
+from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss, resolve_metrics
 from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
@@ -19,6 +13,7 @@ from secateur.sensitivity.after import After
 from secateur.sensitivity.bisection import bisect as halve
 from secateur.sensitivity.curves import metric_curves, others_of
 from secateur.sensitivity.executor import Executor, SerialExecutor
+from secateur.sensitivity.keys import context_key, known_baseline
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.processes import ProcessExecutor
@@ -26,7 +21,6 @@ from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan, Surrogate
 from secateur.sensitivity.run import is_within
 from secateur.sensitivity.slices import Slices, labels_of
-from secateur.sensitivity.values import by_name
 from secateur.surgery.plan import Scores, kept_width
 from secateur.types import Group
 
@@ -99,7 +93,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     data = as_batches(validation, "validation", batch_fn)
     found_loss = resolve_loss(loss)
     found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
-    baseline = evaluate(program.model, data, metric=found_metric, loss=found_loss, others=others)
+    baseline = known_baseline(program.model, data, metric=found_metric, loss=found_loss, others=others, store=store)
     prober = probe(
         program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program,
         others=others, after=after,
@@ -133,9 +127,9 @@ def measure_curves(
     chosen = chosen_executor(workers, executor)
     labels = labels_of(prober.data, slices)
     context = context_key(prober) if store is not None else ""
-    by_name = {group.name: group for group in prober.groups}
+    groups = {group.name: group for group in prober.groups}
     levels = {
-        name: [make_point(prober, by_name[name], width, context, store) for width in widths]
+        name: [make_point(prober, groups[name], width, context, store) for width in widths]
         for name, widths in _levels(prober.groups, sparsities).items()
     }
     most = max(map(len, levels.values()), default=0)
@@ -199,25 +193,6 @@ def _bisected(
 
         halve({name: len(own) for name, own in levels.items()}, within, predicted)
     return total
-
-
-def context_key(prober: Probe) -> str:
-    """Hash of everything but the units that a point depends on: weights, data, metrics, loss, repair, versions."""
-    metrics = [f"{m.name}, {m.sign}: {describe(m.function)}" for m in (prober.metric, *prober.others)]
-    parts = fingerprint(prober.model), content_hash(prober.data), *metrics, describe(prober.loss)
-    digest = hashlib.sha256("|".join((*parts, describe(prober.after))).encode())
-    for values in by_name(prober.baseline).values():
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of a model's architecture as printed, its weights and buffers, and torch's version."""
-    printed = without_addresses(str(model))
-    if isinstance(model, fx.GraphModule):
-        # A copy of a graph loses the name that it was given, which stands in the first line.
-        printed = printed.partition("\n")[2]
-    return content_hash([torch.__version__, type(model).__qualname__, printed, *named_state(model).items()])
 
 
 def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[int, ...]]:
