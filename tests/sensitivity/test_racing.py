@@ -11,10 +11,10 @@ from secateur.sensitivity.racing import Racing, side
 STAGE = 50
 
 
-def raced(values, boundary: float, *, bounds, error: float) -> tuple[str | None, int]:
+def raced(values, boundary: float, *, bounds, error: float, indifference: float = 0.0) -> tuple[str | None, int]:
     """The first answer over looks at every 50 values, and how many were drawn."""
     for drawn in range(STAGE, len(values) + 1, STAGE):
-        found = side(values[:drawn], boundary, len(values), bounds=bounds, error=error)
+        found = side(values[:drawn], boundary, len(values), bounds=bounds, error=error, indifference=indifference)
         if found is not None:
             return found, drawn
     return None, len(values)
@@ -70,6 +70,23 @@ def test_clear_points_stop_early_and_error_goes_with_asymptotic_sequences_too() 
     assert side(np.zeros(200), 0.02, 1000, bounds=None, error=0.05) is None
 
 
+@pytest.mark.parametrize("gap", [-0.012, 0.012])
+def test_indifference_saves_samples_and_keeps_the_error_rate_of_points_farther_away(gap: float) -> None:
+    rng, error, runs, boundary = np.random.default_rng(0), 0.1, 200, 0.02
+    wrong, saved = 0, []
+    for _ in range(runs):
+        values = population(rng, 1000, boundary + gap, 0.2)
+        answers = [raced(values, boundary, bounds=(-1, 1), error=error, indifference=zone) for zone in (0.0, 0.01)]
+        wrong += answers[1][0] != ("above" if gap > 0 else "below")
+        saved.append(answers[0][1] - answers[1][1])
+        # A boundary moved by the indifference is what is decided on.
+        assert answers[1][1] <= answers[0][1]
+    assert wrong / runs <= error + 2.5 * math.sqrt(error * (1 - error) / runs)
+    assert np.mean(saved) > 150
+    # Values all near the boundary are decided by their mean.
+    assert side(np.tile([0.0, 0.04], 200), 0.021, 1000, bounds=(-1, 1), error=0.05, indifference=0.5) == "below"
+
+
 def test_without_error_only_what_no_sample_left_can_change() -> None:
     values = np.array([1.0, 1.0, 0.0, 0.0])
     assert side(values[:2], 0.25, 4, bounds=(-1, 1), error=0) is None  # the others may be -1
@@ -86,6 +103,7 @@ def test_settings_out_of_range() -> None:
         ({"boundaries": (0.1,), "error": 1.0}, "error"),
         ({"boundaries": (0.1,), "clip": 0.0}, "clip"),
         ({"boundaries": (0.1,), "stage": 0}, "stage"),
+        ({"boundaries": (0.1,), "indifference": -0.1}, "indifference"),
     ):
         with pytest.raises(ArgumentError, match=word):
             Racing(**bad)

@@ -40,6 +40,8 @@ class Racing:
         on: the damage that is compared with the boundaries.
         clip: damages beyond `clip` on either side count as `clip`; None: as they are.
         stage: samples between two looks.
+        indifference: points whose mean lies this near to a boundary may be taken for either side, and so stop earlier;
+            the error is that of all others.
         bisect: only the last sparsity within each boundary is looked for, by halving; else all are measured.
         seed: of the order of the samples.
         memory_bytes: greatest size of the samples held at once; None: a quarter of the free memory. With less
@@ -54,6 +56,7 @@ class Racing:
     on: Literal["metric", "loss"] = "metric"
     clip: float | None = None
     stage: int = 250
+    indifference: float = 0.0
     bisect: bool = False
     seed: int = 0
     memory_bytes: int | None = None
@@ -65,6 +68,8 @@ class Racing:
             raise ArgumentError(f"error={self.error} must lie in [0, 1): the probability of a wrong decision")
         if self.clip is not None and not self.clip > 0:
             raise ArgumentError(f"clip={self.clip} must be positive: the greatest damage that counts")
+        if not 0 <= self.indifference < math.inf:
+            raise ArgumentError(f"indifference={self.indifference} must be a damage: finite and not negative")
         if self.stage < 1 or (self.memory_bytes or 0) < 0:
             raise ArgumentError(f"stage={self.stage} must be at least 1, memory_bytes={self.memory_bytes} at least 0")
 
@@ -74,7 +79,13 @@ class Racing:
 
 
 def side(
-    values: Floats, boundary: float, total: int, *, bounds: tuple[float, float] | None, error: float
+    values: Floats,
+    boundary: float,
+    total: int,
+    *,
+    bounds: tuple[float, float] | None,
+    error: float,
+    indifference: float = 0.0,
 ) -> Side | None:
     """On which side of `boundary` the mean of all `total` values lies; None if it is not clear yet.
 
@@ -84,6 +95,7 @@ def side(
         total: number of values there are.
         bounds: least and greatest possible value; None if they are not bounded.
         error: greatest probability of a wrong answer, over all looks at more and more values.
+        indifference: where the mean lies this near to the boundary, either answer is right.
 
     >>> side(np.zeros(500), 0.01, 10_000, bounds=(-1, 1), error=0.05)
     'below'
@@ -94,6 +106,18 @@ def side(
         return "above"
     if len(values) == total:
         return "above" if values.mean() > boundary else "below"
+    if indifference > 0:
+        is_above = _clear_side(values, boundary - indifference, total, bounds, error) == "above"
+        is_below = _clear_side(values, boundary + indifference, total, bounds, error) == "below"
+        if is_above and is_below:
+            return "above" if values.mean() > boundary else "below"
+        return "above" if is_above else "below" if is_below else None
+    return _clear_side(values, boundary, total, bounds, error)
+
+
+def _clear_side(
+    values: Floats, boundary: float, total: int, bounds: tuple[float, float] | None, error: float
+) -> Side | None:
     if bounds is None:
         return _side_asymptotic(values, boundary, error)
     low, high = bounds

@@ -153,8 +153,9 @@ class Scan(Mapping[str, Curve]):
         tally = self.tally
         if tally.stopped and self.racing is not None:
             total = tally.measured + tally.stored + tally.stopped
+            far = f" more than {self.racing.indifference:g} away" if self.racing.indifference else ""
             yield (
-                f"racing saved {tally.stopped / total:.0%} of the samples; each point lies on the wrong side of "
+                f"racing saved {tally.stopped / total:.0%} of the samples; each point{far} lies on the wrong side of "
                 f"{' or '.join(f'{b:g}' for b in self.racing.boundaries)} with probability at most "
                 f"{self.racing.error:g}"
             )

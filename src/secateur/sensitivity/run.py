@@ -84,7 +84,11 @@ def _is_clear(prober: Probe, point: Point, racing: Racing, order: Samples, bound
 
 def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> Side | None:
     values, bounds = _drawn_values(prober, point, racing, order)
-    return side(values, boundary, len(order), bounds=bounds, error=racing.error) if len(values) else None
+    if not len(values):
+        return None
+    return side(
+        values, boundary, len(order), bounds=bounds, error=racing.error, indifference=racing.indifference
+    )  # fmt: skip
 
 
 def is_within(prober: Probe, point: Point, racing: Racing, boundary: float) -> bool:
