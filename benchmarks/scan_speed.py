@@ -34,6 +34,10 @@ from secateur.surgery.plan import kept_width, plan_widths
 from secateur.types import Curve
 
 TAYLOR = sc.Taylor()
+WAYS = ("racing", "racing, indifferent", "racing, indifferent, bisection")
+INDIFFERENCE = 1 / 8
+"""Of a tolerance: points this near may be taken for either side."""
+
 CALIBRATION = 4
 """Batches from which the surrogate is computed."""
 
@@ -108,14 +112,15 @@ class Bench:
     def fast(self, name: str) -> Scan:
         """One of the fast scans."""
         rule = self.job.rule
-        if name == "racing":
+        if "indifferent" in name:
+            rule = replace(rule, indifference=rule.boundaries[0] * INDIFFERENCE)
+        if "bisection" not in name:
             return measure_curves(self.prober, racing=rule)
-        guess = self.surrogate() if name == "racing, bisection and surrogate" else None
-        return measure_curves(self.prober, racing=replace(rule, bisect=True), surrogate=guess)
+        return measure_curves(self.prober, racing=replace(rule, bisect=True), surrogate=self.surrogate())
 
     def run_fast(self, repeat: int) -> None:
         """The fast scans that are not done, each timed."""
-        for name in ("racing", "racing, bisection and surrogate"):
+        for name in WAYS:
             stem = self.work / f"fast-{name.replace(', ', '_').replace(' ', '_')}-{repeat}"
             if stem.with_suffix(".json").exists():
                 continue
@@ -128,11 +133,10 @@ class Bench:
             print(name, row, flush=True)
 
     def described(self, name: str, found: Scan) -> dict[str, Any]:
-        """The work of a fast scan: counted, with walks over all samples charged in full."""
-        passes = 1 if name == "racing" else len(SPARSITIES).bit_length()
+        """The work of a fast scan."""
         seen = {group: int(curve.seen()[1:].sum()) for group, curve in found.items()}
-        macs = sum(self.suffix[group] * count for group, count in seen.items()) + self.whole * self.samples * passes
-        if "surrogate" in name:
+        macs = sum(self.suffix[group] * count for group, count in seen.items()) + self.whole * found.tally.walked
+        if "bisection" in name:
             macs += macs_of(self.surrogate)
         points = sum(len(curve.widths) - 1 for curve in found.values())
         row: dict[str, Any] = {"macs": macs, "points": points, "samples_run": sum(seen.values())}
@@ -182,7 +186,7 @@ class Bench:
                 own.setdefault(f"all_{key}", []).append(row[key])
             own["groups_with_the_same_threshold"] = float(np.mean([step == 0 for step in steps]))
             own["groups_within_one_step"] = float(np.mean([step <= 1 for step in steps]))
-            if row["name"] == "racing" and "joint_damage" not in own:
+            if "bisection" not in row["name"] and "joint_damage" not in own:
                 _, mean = self.joint(Scan(curves, metric=self.metric.name))
                 gap = mean - joint
                 error = gap.std(ddof=1) / len(gap) ** 0.5

@@ -115,6 +115,7 @@ class Dispatcher:
             stopped=(len(points) - given_up) * len(self.prober.baseline.loss) - seen,
             replayed=replayed.replayed,
             why=replayed.why,
+            walked=replayed.walked,
             unmeasured=tuple(self.given_up[point.key] for point in points if point.key in self.given_up),
         )
 

@@ -103,6 +103,7 @@ class Tally:
         replayed: of those measured, from the first operator that a change reaches.
         why: some were not replayed; else empty.
         unmeasured: points that were given up; they are missing in the curves.
+        walked: samples for which the program was walked from its start, once for all points.
     """
 
     measured: int = 0
@@ -111,6 +112,7 @@ class Tally:
     replayed: int = 0
     why: str = ""
     unmeasured: tuple[Unmeasured, ...] = ()
+    walked: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
         """Both together."""
@@ -121,6 +123,7 @@ class Tally:
             self.replayed + other.replayed,
             self.why or other.why,
             tuple(dict.fromkeys((*self.unmeasured, *other.unmeasured))),
+            self.walked + other.walked,
         )
 
 
@@ -235,7 +238,7 @@ def measure(
         _keep(store, list(changed.values()), changed)
     total = sum(len(p.values.loss) for p in points)
     seen = sum(p.seen for p in points)
-    return Tally(measured, stored, total - seen, runner.replayed, runner.why)
+    return Tally(measured, stored, total - seen, runner.replayed, runner.why, walked=runner.walked)
 
 
 def _is_done(point: Point, stopped: Stopped) -> bool:

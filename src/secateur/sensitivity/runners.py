@@ -24,7 +24,12 @@ class Runner(Protocol):
     Attributes:
         replayed: samples times points that were run from the first operator that a change reaches.
         why: some were not; else empty.
+        walked: samples for which the program was walked from its start, for all points together.
     """
+
+    @property
+    def walked(self) -> int:
+        """Samples for which the program was walked from its start, for all points together."""
 
     @property
     def replayed(self) -> int:
@@ -41,7 +46,7 @@ class Runner(Protocol):
 class Alone:
     """Runs one point by a model that stays in place for all stages."""
 
-    replayed = 0
+    replayed = walked = 0
 
     def __init__(self, prober: Probe, model: nn.Module, why: str) -> None:
         self.prober, self.model, self.why = prober, model, why
@@ -57,7 +62,7 @@ class Together:
 
     def __init__(self, prober: Probe) -> None:
         self.prober = prober
-        self.replayed = 0
+        self.replayed = self.walked = 0
         self.why = prober.why
         self._refusals: dict[Any, str] = {}
 
@@ -75,6 +80,7 @@ class Together:
                 for number, after in self.prober.values([plan for plan, _ in wanted], batch):
                     fill(wanted[number][1], after, where)
                 self.replayed += len(wanted) * batch.size
+                self.walked += batch.size
 
     def _run_whole(self, wanted: Sequence[Wanted], batch: Batch, where: Samples) -> None:
         for plan, values in wanted:
