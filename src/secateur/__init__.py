@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from secateur.sensitivity.processes import ProcessExecutor
     from secateur.sensitivity.racing import Racing
     from secateur.sensitivity.ray_cluster import RayExecutor
+    from secateur.sensitivity.refit import AfterRefit
     from secateur.sensitivity.result import Scan
     from secateur.sensitivity.scan import scan
     from secateur.sparsity.allocate import ERK, OWL, Global, Measured, Sparsity, Uniform, sparsity_plan
@@ -88,6 +89,7 @@ _HOMES = {
     "ActivationNorm": "secateur.criteria.activations:ActivationNorm",
     "ActivationVariance": "secateur.criteria.energy:ActivationVariance",
     "ActiveShare": "secateur.criteria.activations:ActiveShare",
+    "AfterRefit": "secateur.sensitivity.refit:AfterRefit",
     "AfterRepair": "secateur.sensitivity.after:AfterRepair",
     "AfterRetraining": "secateur.training.after:AfterRetraining",
     "Allocation": "secateur.types:Allocation",
@@ -224,6 +226,7 @@ __all__ = [
     "ActivationNorm",
     "ActivationVariance",
     "ActiveShare",
+    "AfterRefit",
     "AfterRepair",
     "AfterRetraining",
     "Allocation",

@@ -142,3 +142,105 @@ def test_sparsities_by_group(setting: Setting) -> None:
     assert list(found) == [name] and found[name].sparsities == (0, 0.5)
     with pytest.raises(sc.ArgumentError, match=r"given for \['nobody'\]; there are groups"):
         sc.scan(*job, sparsities={"nobody": (0.5,)})
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.grouped, self.last = nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 4, 1, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head(torch.relu(self.last(torch.relu(self.grouped(x)))).mean((2, 3)))
+
+
+def test_a_refit_in_closed_form_is_least_squares_on_what_the_readers_see(setting: Setting) -> None:
+    statistics = sc.collect(setting.program.model, setting.groups, setting.calibration, needs=sc.GroupOBS().needs)
+    found = setting.scan(after=sc.AfterRefit(statistics, ridge=1e-10))
+    assert found.tally.replayed == found.tally.measured > 0
+    x = torch.cat([inputs for inputs, _ in setting.calibration])
+    layers = setting.program.model
+    for group, (first, reader) in zip(setting.groups, ((0, 2), (2, 4)), strict=True):
+        seen = layers[: first + 2](x).detach().numpy()
+        for level, width in enumerate(found[group.name].widths[1:], start=1):
+            plan = plan_widths(setting.groups, setting.scores, {group.name: width})
+            small = sc.cut(layers, plan, program=setting.program)
+            kept = plan.keep[group.name].numpy()
+            design = np.column_stack([seen[:, kept], np.ones(len(seen))])
+            outputs = layers[reader](torch.from_numpy(seen)).detach().numpy()
+            weights = np.linalg.lstsq(design, outputs, rcond=None)[0]
+            with torch.no_grad():
+                small[reader].weight.copy_(torch.from_numpy(weights[:-1].T))
+                small[reader].bias.copy_(torch.from_numpy(weights[-1]))
+            metric, loss = setting.damages(small)
+            np.testing.assert_allclose(found[group.name].loss_damage[level], loss, atol=1e-6)
+            np.testing.assert_array_equal(found[group.name].damage[level], metric)
+    plain, repaired = setting.scan(), setting.scan(after=sc.AfterRepair(setting.calibration))
+
+    def mean(scanned: sc.Scan) -> float:
+        return float(np.mean([c.mean_loss()[1:].mean() for c in scanned.values()]))
+
+    assert mean(found) == pytest.approx(mean(repaired), rel=0.2)
+    assert mean(found) < 0.8 * mean(plain)
+
+
+def test_a_refit_of_convolutions_keeps_their_outputs_closest_and_leaves_the_model() -> None:
+    torch.manual_seed(1)
+    model = Convolutions().double().eval()
+    x = torch.randn(80, 2, 6, 6).double()
+    program = sc.trace(model, (x[:2],))
+    groups = sc.find_groups(program)
+    statistics = sc.collect(model, groups, [x], needs=sc.GroupOBS().needs)
+    after = sc.AfterRefit(statistics, ridge=1e-9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    inputs: dict[str, torch.Tensor] = {}
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda _, args, output, name=name: inputs.update({name: args[0]}))
+    model(x)
+    assert len(groups) == 4
+    for group in groups:
+        name = next(s.parameter for s in group.slices if s.masked).removesuffix(".weight")
+        reader = model.get_submodule(name)
+        plan = plan_widths(groups, {group.name: torch.arange(float(group.size))}, {group.name: group.width - 1})
+        tensors = after.tensors(program, groups, plan)
+        seen = inputs[name].detach()
+
+        def missed(weight: torch.Tensor, bias: torch.Tensor | None, reader=reader, seen=seen) -> float:
+            old, new = (
+                torch.func.functional_call(reader, p, (seen,))
+                for p in (
+                    dict(reader.named_parameters()),
+                    {"weight": weight} | ({} if bias is None else {"bias": bias}),
+                )
+            )
+            return float((old - new).detach().square().mean())
+
+        weight = tensors[f"{name}.weight"]
+        bias = tensors.get(f"{name}.bias")
+        assert (bias is None) == (reader.bias is None)
+        best = missed(weight, bias)
+        gone = (weight == 0) & (before[f"{name}.weight"] != 0)
+        assert gone.any()
+        masked = before[f"{name}.weight"].masked_fill(gone, 0.0)
+        assert best < 0.9 * missed(masked, before.get(f"{name}.bias"))
+        for _ in range(5):
+            step = 1e-3 * torch.randn_like(weight).masked_fill(gone, 0.0)
+            shift = None if bias is None else bias + 1e-3 * torch.randn_like(bias)
+            assert missed(weight + step, shift) > best
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_refit_needs_its_statistics_and_masked_groups(setting: Setting) -> None:
+    bare = sc.collect(setting.program.model, setting.groups, setting.calibration, needs=sc.Taylor().needs)
+    with pytest.raises(sc.ArgumentError, match=r"Gram matrix of the inputs of '2.weight' was not collected"):
+        setting.scan(after=sc.AfterRefit(bare))
+    with pytest.raises(sc.ArgumentError, match="ridge=0"):
+        sc.AfterRefit(bare, ridge=0)
+    tied = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double().eval()
+    program = sc.trace(tied, (setting.data[0][0][:2],))
+    groups = [g for g in sc.find_groups(program) if not g.exact]
+    grams = sc.collect(tied, groups, setting.calibration, needs=sc.GroupOBS().needs)
+    with pytest.raises(sc.ArgumentError, match="serves masked groups only"):
+        sc.scan(program, groups, {groups[0].name: torch.rand(8)}, setting.data, after=sc.AfterRefit(grams))

@@ -1,11 +1,11 @@
 """What is done to a cut model before a point is measured."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.data import Batch, Batches, BatchFn, as_batches
 from secateur.graph.trace import Program
@@ -13,6 +13,25 @@ from secateur.repairs.repair import repair
 from secateur.repairs.walk import Reach
 from secateur.surgery.plan import Plan
 from secateur.types import Group
+
+
+@runtime_checkable
+class InPlace(Protocol):
+    """Recovery that changes values only, of exact groups: then points are replayed as masked ones are.
+
+    Attributes:
+        name: for people.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def changed(self, groups: Iterable[Group]) -> set[str]:
+        """Canonical names of the parameters that may change, besides those that masking changes."""
+
+    def tensors(self, program: Program, groups: Sequence[Group], plan: Plan) -> Mapping[str, Tensor]:
+        """The changed parameters, those that masking changes among them."""
 
 
 class After(Protocol):

@@ -16,7 +16,7 @@ from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import device_of, evaluate, sample_values
 from secateur.measures.metrics import Metric, PerSample, paired
-from secateur.sensitivity.after import After
+from secateur.sensitivity.after import After, InPlace
 from secateur.sensitivity.replay import Change, Replay
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
@@ -55,7 +55,7 @@ class Probe:
     replay: Replay | None = None
     why: str = "no program was given"
     others: tuple[Metric, ...] = ()
-    after: After | None = None
+    after: After | InPlace | None = None
 
     def values(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation]]:
         """What the model gives on a batch with each of `plans`, as (position in `plans`, values); by replay.
@@ -72,9 +72,22 @@ class Probe:
             yield number, found
 
     def change(self, plan: Plan) -> Change:
-        """What masking by `plan` changes."""
-        masked = [s for group in self.groups if group.name in plan.keep for s in group.slices if s.masked]
-        return Change({s.parameter for s in masked}, partial(masked_tensors, self.model, self.groups, plan))
+        """What masking by `plan` changes, and what makes up for it."""
+        touched = [group for group in self.groups if group.name in plan.keep]
+        names = {s.parameter for group in touched for s in group.slices if s.masked}
+        if isinstance(self.after, InPlace):
+            names |= self.after.changed(touched)
+        return Change(names, partial(self.tensors, plan))
+
+    def tensors(self, plan: Plan) -> Mapping[str, Tensor]:
+        """The tensors that are other ones without what the plan removes."""
+        if isinstance(self.after, InPlace):
+            if self.program is None:
+                raise ArgumentError(
+                    f"points are measured after {self.after.name}, which needs the program; pass program="
+                )
+            return self.after.tensors(self.program, self.groups, plan)
+        return masked_tensors(self.model, self.groups, plan)
 
     def damage(self, widths: Mapping[str, int], samples: NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
         """Metric and loss damage of each sample when each named group keeps `widths[name]` a row.
@@ -103,16 +116,21 @@ class Probe:
 
     def is_masked(self, group: Group) -> bool:
         """Whether points of the group are measured by silencing units, rather than by a cut."""
-        return group.exact and self.after is None
+        return group.exact and (self.after is None or isinstance(self.after, InPlace))
 
     @contextlib.contextmanager
     def without(self, plan: Plan) -> Iterator[nn.Module]:
         """The model without what the plan removes: masked, or cut where masking would tell something else."""
         touched = [g for g in self.groups if g.name in plan.keep and len(plan.keep[g.name]) < g.size]
         if all(self.is_masked(group) for group in touched):
-            with silenced(self._copy, self.groups, plan):
+            with replaced(self._copy, self.tensors(plan)):
                 yield self._copy
             return
+        if isinstance(self.after, InPlace):
+            raise ArgumentError(
+                f"groups {[g.name for g in touched if not g.exact]} are not exact, so they are cut, and "
+                f"{type(self.after).__name__} serves masked groups only; pass after=AfterRepair(...) for them"
+            )
         if self.program is None:
             what = (
                 f"groups {[g.name for g in touched if not g.exact]} are not exact"
@@ -138,7 +156,7 @@ def probe(
     baseline: Evaluation,
     program: Program | None = None,
     others: Sequence[Metric] = (),
-    after: After | None = None,
+    after: After | InPlace | None = None,
 ) -> Probe:
     """A probe of `model`; its program is needed where groups are not exact, and for replay."""
     replay, why = (None, "no program was given") if program is None else _replay(program)
@@ -153,15 +171,15 @@ def _replay(program: Program) -> tuple[Replay | None, str]:
 
 
 @contextlib.contextmanager
-def silenced(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[None]:
-    """Zero what masking zeroes, in place; put the old values back afterwards."""
+def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give tensors of a model other values, in place; put the old ones back afterwards."""
     state = named_state(model)
     saved: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
-            for name, masked in masked_tensors(model, groups, plan).items():
+            for name, values in tensors.items():
                 saved[name] = state[name].detach().clone()
-                state[name].copy_(masked)
+                state[name].copy_(values)
         yield
     finally:
         with torch.no_grad():

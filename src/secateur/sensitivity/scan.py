@@ -9,7 +9,7 @@ from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss, resolve_metrics
 from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.after import After
+from secateur.sensitivity.after import After, InPlace
 from secateur.sensitivity.bisection import bisect as halve
 from secateur.sensitivity.curves import metric_curves, others_of
 from secateur.sensitivity.executor import Executor, SerialExecutor
@@ -42,7 +42,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     higher_is_better: bool | None = None,
     slices: Slices = None,
     sparsities: Sparsities = SPARSITIES,
-    after: After | None = None,
+    after: After | InPlace | None = None,
     batch_fn: BatchFn | None = None,
     racing: Racing | None = None,
     surrogate: Surrogate | None = None,
@@ -69,8 +69,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
             on the worst slice is measured beside, see `Scan.others` and `Scan.by_slice`.
         sparsities: fractions of units removed, in (0, 1); a branch, which has one unit, is measured without it. Or
             those of each group by name; groups that are not named are not measured.
-        after: what is done to a cut model before it is measured: `AfterRepair`, `AfterRetraining` or a function like
-            them. None: nothing.
+        after: what is done before a point is measured: `AfterRefit` in closed form, `AfterRepair` and `AfterRetraining`
+            to a cut model, or a function like them. None: nothing.
         batch_fn: takes apart batches of an unusual shape.
         racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
             With its `bisect`, curves have the levels that were measured on the way.
