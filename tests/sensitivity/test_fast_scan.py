@@ -105,7 +105,7 @@ def test_scans_share_samples_and_a_killed_one_goes_on(setting, exhaustive: Scan,
 
     class Dies:
         def __init__(self, store: CurveStore) -> None:
-            self.store, self.left = store, 4
+            self.store, self.left = store, 5  # the whole model, then points
             self.get = store.get
 
         def put(self, key, arrays, label) -> None:
