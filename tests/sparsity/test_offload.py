@@ -184,3 +184,11 @@ def test_where_to_is_checked(tmp_path: Path) -> None:
         sc.Offload(tmp_path / "none")
     with pytest.raises(ArgumentError, match="memory_bytes=-1"):
         sc.Offload(tmp_path, -1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_part_that_runs_unseen_is_refused(tmp_path: Path) -> None:
+    scripted = torch.jit.trace(nn.Linear(3, 3), torch.zeros(1, 3))
+    model = nn.Sequential(nn.Linear(3, 3), scripted)
+    with pytest.raises(ArgumentError, match="TorchScript"):
+        sc.sparsify(model, sc.Sparsity(0.5), calibration=[torch.randn(8, 3)], offload=sc.Offload(tmp_path))

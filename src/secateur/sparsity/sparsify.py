@@ -19,7 +19,7 @@ from secateur.capture.lockstep import Norm
 from secateur.capture.parking import Offload, parking, watched
 from secateur.capture.watch import Places
 from secateur.data import BatchFn, as_batches
-from secateur.errors import NumericalError, PlanError
+from secateur.errors import ArgumentError, NumericalError, PlanError
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import in_eval_mode, named_state
 from secateur.progress import NoProgress, Progress
@@ -121,7 +121,8 @@ def sparsify(
         progress: shown while running.
 
     Raises:
-        ArgumentError: a sparsity that the pattern does not have, or a pattern that the method cannot make.
+        ArgumentError: a sparsity that the pattern does not have, a pattern that the method cannot make, or offloading
+            of a model in TorchScript.
         PlanError: the plan names a weight that the model does not multiply inputs with.
         DataError: the calibration data is empty.
         NumericalError: inputs that are not finite, or moments that cannot be inverted.
@@ -133,6 +134,11 @@ def sparsify(
     >>> found.model.weight.count_nonzero().item(), found.sparsity
     (1, 0.5)
     """
+    if offload is not None and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ArgumentError(
+            "the model has a part in TorchScript, whose operators run unseen, so that it cannot be offloaded: "
+            "leave offload= out, or give the model in Python"
+        )
     batches = list(as_batches(calibration, "calibration", batch_fn))
     shown = progress or NoProgress()
     with torch.no_grad(), exact_products(), parking(offload) as held:
