@@ -29,10 +29,10 @@ def read_cifar10(folder: Path, part: str) -> Images:
     return (pixels / 255 - mean) / std, labels
 
 
-def calibration_images(train: Images, seed: int, batch: int = 250) -> list[Images]:
-    """CALIBRATION_IMAGES random training images, in batches."""
+def calibration_images(train: Images, seed: int, batch: int = 250, count: int = CALIBRATION_IMAGES) -> list[Images]:
+    """`count` random training images, in batches."""
     x, y = train
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:CALIBRATION_IMAGES]
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]
     return list(zip(x[chosen].split(batch), y[chosen].split(batch), strict=True))
 
 
@@ -44,7 +44,7 @@ def trained_resnet20(weights: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def is_right(model: nn.Module, data: Images, batch: int = 250) -> Tensor:
+def is_right(model: nn.Module, data: Images, batch: int = 64) -> Tensor:
     """For each image whether the class is right, float64 (images,)."""
     model.eval()
     return torch.cat(
