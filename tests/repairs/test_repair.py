@@ -12,7 +12,7 @@ from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
-from secateur.repairs.changes import OTHER_CALLS, READ_OTHERWISE
+from secateur.repairs.changes import OTHER_CALLS, READ_OTHERWISE, REPEATED_NORM
 from secateur.repairs.repair import repair
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan
@@ -122,26 +122,58 @@ def test_where_nothing_was_removed_nothing_changes() -> None:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in small.state_dict().items())
 
 
+class Raised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 1, bias=False)
+        self.norm = nn.BatchNorm2d(4, momentum=None)
+        self.again = False
+
+    def before(self, x):
+        return self.down(self.up(x).relu()) + 3000
+
+    def forward(self, x):
+        y = self.norm(self.before(x))
+        return self.norm(y) if self.again else y
+
+
 def test_batch_norm_of_large_means_keeps_its_digits() -> None:
-    class Raised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 1, bias=False)
-            self.norm = nn.BatchNorm2d(4, momentum=None)
-
-        def forward(self, x):
-            return self.norm(self.down(self.up(x).relu()) + 3000)
-
     torch.manual_seed(12)
     model, x = Raised(), torch.randn(32, 1, 16, 16)
     model.train()(x)
     program, groups, chosen, small = setting(model.eval(), x, {"up": [0, 4]})
     done = repair(small, model, chosen, [x[:20], x[20:]], program=program, groups=groups, ridges=(1e9,))
     assert done.recalibrated == ("norm",)
-    seen = (small.down(small.up(x).relu()) + 3000).detach().double().movedim(1, 0).flatten(1)
+    seen = small.before(x).detach().double().movedim(1, 0).flatten(1)
     # Values near 3,000 are known to 2e-4, and vary by some tenths.
     torch.testing.assert_close(small.norm.running_var.double(), seen.var(1, unbiased=False), rtol=2e-3, atol=0)
     torch.testing.assert_close(small.norm.running_mean.double(), seen.mean(1), rtol=1e-6, atol=0)
+
+
+def test_the_error_of_new_moments_is_that_on_samples_that_they_are_not_of() -> None:
+    torch.manual_seed(13)
+    model, x = Raised().double(), torch.randn(10, 1, 5, 5).double()
+    model.train()(x)
+    program, groups, chosen, small = setting(model.eval(), x, {"up": [0, 4]})
+    done = repair(small, model, chosen, [x[:7], x[7:]], program=program, groups=groups, ridges=(1e9,))
+    held = torch.arange(10) % 4 == 3
+    fitted = small.before(x[~held]).detach().movedim(1, 0).flatten(1)
+    y = torch.nn.functional.batch_norm(small.before(x[held]), fitted.mean(1), fitted.var(1, correction=0))
+    target = model(x[held])
+    expected = (y - target).square().sum() / target.square().sum()
+    assert done.changes[-1].kind == "batch norm"
+    assert done.changes[-1].after == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_a_batch_norm_that_is_called_twice_keeps_its_moments() -> None:
+    torch.manual_seed(14)
+    model, x = Raised().double(), torch.randn(10, 1, 5, 5).double()
+    model.train()(x)
+    model.again = True
+    program, groups, chosen, small = setting(model.eval(), x, {"up": [0, 4]})
+    done = repair(small, model, chosen, [x], program=program, groups=groups)
+    assert done.recalibrated == () and ("norm", REPEATED_NORM) in [(n.where, n.text) for n in done.notes]
+    assert torch.equal(small.norm.running_mean, model.norm.running_mean)
 
 
 def test_nothing_is_made_worse_on_held_out_samples() -> None:
