@@ -36,8 +36,10 @@ from secateur.sensitivity.measure import Point, make_point
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.run import run_points
 from secateur.sensitivity.scan import SPARSITIES, _widths
+from secateur.sensitivity.values import by_name, like, overwrite
 from secateur.sensitivity.worker import Known, Measured, Ready, Task
 from secateur.storage.curve_store import CurveStore
+from secateur.types import Evaluation
 from secateur.zoo.resnet import resnet20
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -167,7 +169,7 @@ def measured_costs(found: Probe, start: float) -> Costs:
 def run_here(found: Probe, wanted: Sequence[Point]) -> None:
     """Measure, from nothing."""
     for point in wanted:
-        point.damage[:], point.loss_damage[:] = np.nan, np.nan
+        overwrite(point.values, by_name(like(found.baseline)))
     run_points(found, wanted, None, (), None, silent)
 
 
@@ -198,11 +200,10 @@ def overheads(found: Probe) -> tuple[float, float, float]:
 
 def taking(found: Probe, samples: int) -> float:
     """Seconds to receive and store a point with so many samples."""
-    point = points(found)[0]
-    values = np.random.default_rng(0).normal(size=samples)
-    point = replace(point, damage=np.full(samples, np.nan), loss_damage=np.full(samples, np.nan))
+    point, values = points(found)[0], np.random.default_rng(0).normal(size=samples)
+    point = replace(point, values=Evaluation(values.copy(), values.copy()))
     with tempfile.TemporaryDirectory() as folder, CurveStore.open(Path(folder) / "points") as store:
-        sent = ForkingPickler.dumps(Measured(0, values, values))
+        sent = ForkingPickler.dumps(Measured(0, by_name(point.values)))
         return median(timed(lambda: _fill(point, ForkingPickler.loads(sent), store, silent)))
 
 

@@ -1,5 +1,8 @@
 """Points measured in other processes, bit for bit those of this one, also where processes die."""
 
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import killable
 import saboteurs
 from networks import Recurrent
 from secateur.errors import ArgumentError, MissingExtraError, WorkerError
@@ -144,6 +148,43 @@ def test_workers_read_weights_and_data_where_they_lie() -> None:
     # Copied when written to: no other process sees it.
     assert torch.equal(next(two["the model"].parameters()), next(program.model.parameters()))
     assert next(prober.model.parameters()).data_ptr() == weight.data_ptr()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from secateur.storage.curve_store import CurveStore
+import killable
+
+honest, calls = CurveStore.put, []
+
+def put(*arguments):
+    honest(*arguments)
+    calls.append(1)
+    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    CurveStore.put = put
+    with CurveStore.open(Path(sys.argv[1])) as store:
+        killable.scanned(store, workers=2)
+"""
+
+
+def test_a_killed_scan_by_workers_goes_on_and_leaves_no_process(tmp_path: Path) -> None:
+    script, points = tmp_path / "killed.py", tmp_path / "points"
+    script.write_text(KILLED)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path), OMP_NUM_THREADS="1")
+    # It ends when all that write to its pipes have ended: the workers too.
+    done = subprocess.run(
+        [sys.executable, script, points], env=environment, capture_output=True, timeout=200, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = killable.scanned()
+    with CurveStore.open(points) as store:
+        resumed = killable.scanned(store)
+    assert resumed.tally.stored >= 2 * killable.SAMPLES and resumed.tally.measured > 0
+    assert resumed.tally.stored + resumed.tally.measured == whole.tally.measured
+    same_curves(whole, resumed)
 
 
 def test_nothing_is_started_where_nothing_is_to_be_measured(tmp_path: Path) -> None:

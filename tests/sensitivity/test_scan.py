@@ -116,6 +116,32 @@ def test_functions_made_anew_find_their_points_and_other_ones_do_not(tmp_path: P
     assert len({key(), key(scale=2.0), key(higher=False), key(smoothing=0.1)}) == 4
 
 
+def test_another_forward_pass_of_the_same_modules_is_measured_anew(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self, act) -> None:
+            super().__init__()
+            self.up, self.down, self.act = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3), [act]
+
+        def forward(self, x):
+            return self.down(self.act[0](self.up(x)))
+
+    def scanned(act, store):
+        torch.manual_seed(0)
+        model, x = Net(act).eval(), torch.randn(50, 4)
+        program = trace(model, (x[:2],))
+        groups = find_groups(program)
+        scores = {g.name: torch.arange(float(g.size)) for g in groups}
+        data = [(x, torch.arange(50) % 3)]
+        return scan(program, groups, scores, data, metric="cross_entropy", sparsities=(0.5,), store=store)
+
+    with CurveStore.open(tmp_path / "points") as store:
+        scanned(torch.relu, store)
+        kept, plain = scanned(torch.tanh, store), scanned(torch.tanh, None)
+        assert scanned(torch.relu, store).tally.measured == 0 < kept.tally.measured
+    for name, curve in plain.items():
+        np.testing.assert_array_equal(curve.damage, kept[name].damage)
+
+
 def test_the_fingerprint_of_a_model_holds_no_address() -> None:
     class Printed(torch.nn.Linear):
         def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """Run directories and curve stores: resumed, locked, set aside, never lost."""
 
 import logging
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,19 @@ import pytest
 
 from secateur.errors import StoreError
 from secateur.storage.curve_store import CurveStore
+from secateur.storage.database import _set_aside
 from secateur.storage.run_directory import open_run
+
+
+def _killed(path: Path, puts: str) -> None:
+    """Run lines of Python on an open store, in a process that then gets SIGKILL."""
+    code = (
+        "import sys, os, signal, numpy as np, pathlib\n"
+        "from secateur.storage.curve_store import CurveStore\n"
+        f"with CurveStore.open(pathlib.Path(sys.argv[1])) as store:\n{puts}"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
 
 
 def test_points_survive_closing(tmp_path: Path) -> None:
@@ -47,16 +60,68 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "set aside" in caplog.text
 
 
+def test_what_is_whole_in_a_damaged_file_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c.sqlite"
+    with CurveStore.open(path) as store:
+        for k in range(40):
+            store.put(str(k), {"damage": np.full(3000, float(k))}, f"point {k}")
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 2 // 4096 * 4096
+    raw[middle : middle + 8192] = bytes(8192)
+    path.write_bytes(raw)
+    with caplog.at_level(logging.WARNING), CurveStore.open(path) as store:
+        found = {k: store.get(str(k)) for k in range(40)}
+    left = [k for k, arrays in found.items() if arrays is not None]
+    assert 20 <= len(left) < 40 and f"with the {len(left)} entries" in caplog.text
+    assert all((found[k]["damage"] == k).all() for k in left)  # type: ignore[index]
+    assert (tmp_path / "c.sqlite.damaged-1").read_bytes()[: len(raw)] == raw
+
+
+def test_a_file_is_set_aside_with_its_log(tmp_path: Path) -> None:
+    # The log stays where another process has the file open.
+    for name in ("c.sqlite", "c.sqlite-wal", "c.sqlite-shm", "c.sqlite.damaged-1"):
+        (tmp_path / name).write_text(name)
+    aside = _set_aside(tmp_path / "c.sqlite")
+    assert aside == tmp_path / "c.sqlite.damaged-2"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "c.sqlite.damaged-1": "c.sqlite.damaged-1", "c.sqlite.damaged-2": "c.sqlite",
+        "c.sqlite.damaged-2-wal": "c.sqlite-wal", "c.sqlite.damaged-2-shm": "c.sqlite-shm",
+    }  # fmt: skip
+
+
+def test_what_another_process_measured_meanwhile_stays(tmp_path: Path) -> None:
+    nan = np.nan
+    with CurveStore.open(tmp_path / "c.sqlite") as one, CurveStore.open(tmp_path / "c.sqlite") as two:
+        one.put("k", {"damage": np.array([1.0, 2.0, nan, nan])}, "p")
+        two.put("k", {"damage": np.array([nan, 2.0, 3.0, nan])}, "p")
+        np.testing.assert_array_equal(one.get("k")["damage"], [1.0, 2.0, 3.0, nan])  # type: ignore[index]
+        two.put("k", {"damage": np.zeros(3)}, "other data")
+        assert one.get("k")["damage"].tolist() == [0.0, 0.0, 0.0]  # type: ignore[index]
+
+
+def test_two_processes_write_to_one_store(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np, pathlib\n"
+        "from secateur.storage.curve_store import CurveStore\n"
+        "own = int(sys.argv[2])\n"
+        "with CurveStore.open(pathlib.Path(sys.argv[1])) as store:\n"
+        "    for k in range(30):\n"
+        "        store.put(f'{own}-{k}', {'damage': np.full(2000, k + own / 2)}, 'own')\n"
+        "        both = np.full(60, np.nan); both[2 * k + own] = k\n"
+        "        store.put('both', {'damage': both}, 'of both')\n"
+    )
+    path = str(tmp_path / "c.sqlite")
+    started = [subprocess.Popen([sys.executable, "-c", code, path, str(own)]) for own in (0, 1)]
+    assert [process.wait() for process in started] == [0, 0]
+    with CurveStore.open(tmp_path / "c.sqlite") as store:
+        assert store.count() == 61
+        assert store.get("1-7")["damage"].tolist() == [7.5] * 2000  # type: ignore[index]
+        assert store.get("both")["damage"].tolist() == [k for k in range(30) for _ in (0, 1)]  # type: ignore[index]
+
+
 def test_points_survive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
-    code = (
-        "import sys, os, signal, numpy as np, pathlib\n"
-        "from secateur.storage.curve_store import CurveStore\n"
-        "with CurveStore.open(pathlib.Path(sys.argv[1])) as store:\n"
-        "    for k in range(5): store.put(str(k), {'damage': np.full(9, float(k))}, 'p')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    _killed(path, "    for k in range(5): store.put(str(k), {'damage': np.full(9, float(k))}, 'p')\n")
     with CurveStore.open(path) as store:
         assert store.count() == 5
         assert store.get("4")["damage"].tolist() == [4.0] * 9  # type: ignore[index]

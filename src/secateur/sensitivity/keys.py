@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from secateur.data import Batches
 from secateur.describe import content_hash, describe, without_addresses
-from secateur.graph.trace import named_state
+from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import Metric, PerSample
 from secateur.sensitivity.measure import PointStore
@@ -18,8 +18,9 @@ from secateur.types import Evaluation
 
 
 def context_key(prober: Probe) -> str:
-    """Hash of everything but the units that a point depends on: weights, data, metrics, loss, repair, versions."""
-    parts = _key(prober.model, prober.data, (prober.metric, *prober.others), prober.loss), describe(prober.after)
+    """Hash of all but the units that a point depends on: weights, operators, data, metrics, loss, repair, versions."""
+    metrics = (prober.metric, *prober.others)
+    parts = _key(prober.model, prober.program, prober.data, metrics, prober.loss), describe(prober.after)
     digest = hashlib.sha256("|".join(parts).encode())
     for values in by_name(prober.baseline).values():
         digest.update(values.tobytes())
@@ -27,7 +28,7 @@ def context_key(prober: Probe) -> str:
 
 
 def known_baseline(
-    model: nn.Module,
+    program: Program,
     data: Batches,
     *,
     metric: Metric,
@@ -40,11 +41,11 @@ def known_baseline(
     Raises:
         NumericalError: metric or loss is not finite.
     """
-    key = "" if store is None else _key(model, data, (metric, *others), loss)
+    key = "" if store is None else _key(program.model, program, data, (metric, *others), loss)
     found = None if store is None else store.get(key)
     if found is not None:
         return Evaluation(found["metric"], found["loss"], {m.name: found[OTHER + m.name] for m in others})
-    baseline = evaluate(model, data, metric=metric, loss=loss, others=others)
+    baseline = evaluate(program.model, data, metric=metric, loss=loss, others=others)
     if store is not None:
         store.put(key, by_name(baseline), "the whole model")
     return baseline
@@ -59,9 +60,10 @@ def fingerprint(model: nn.Module) -> str:
     return content_hash([torch.__version__, type(model).__qualname__, printed, *named_state(model).items()])
 
 
-def _key(model: nn.Module, data: Batches, metrics: Sequence[Metric], loss: PerSample) -> str:
-    """Hash of what the values of the whole model depend on."""
+def _key(model: nn.Module, program: Program | None, data: Batches, metrics: Sequence[Metric], loss: PerSample) -> str:
+    """Hash of what the values of the whole model depend on; its forward pass may change where nothing printed does."""
+    operators = "" if program is None else without_addresses(str(program.graph))
     words = [f"{m.name}, {m.sign}: {describe(m.function)}" for m in metrics]
     return hashlib.sha256(
-        "|".join([fingerprint(model), content_hash(data), *words, describe(loss)]).encode()
+        "|".join([fingerprint(model), operators, content_hash(data), *words, describe(loss)]).encode()
     ).hexdigest()

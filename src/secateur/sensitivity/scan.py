@@ -93,7 +93,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     data = as_batches(validation, "validation", batch_fn)
     found_loss = resolve_loss(loss)
     found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
-    baseline = known_baseline(program.model, data, metric=found_metric, loss=found_loss, others=others, store=store)
+    baseline = known_baseline(program, data, metric=found_metric, loss=found_loss, others=others, store=store)
     prober = probe(
         program.model, groups, scores, data, metric=found_metric, loss=found_loss, baseline=baseline, program=program,
         others=others, after=after,

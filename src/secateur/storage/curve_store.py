@@ -31,12 +31,12 @@ class CurveStore:
     @staticmethod
     @contextlib.contextmanager
     def open(path: Path) -> Iterator["CurveStore"]:
-        """Open or make a store; a damaged file is set aside and a new one begun.
+        """Open or make a store; a damaged file is set aside, and what is whole in it taken over into a new one.
 
         Raises:
             StoreError: the file cannot be opened.
         """
-        connection = connect(path, _SCHEMA, "choose another run directory")
+        connection = connect(path, _SCHEMA, "choose another run directory", _take_over)
         try:
             yield CurveStore(connection)
         finally:
@@ -56,14 +56,16 @@ class CurveStore:
     def put(self, key: str, arrays: Mapping[str, Floats], label: str) -> None:
         """Keep float64 `arrays` under `key`; on disk when this returns.
 
+        NaN is what is not known: what another process has found out of it stays.
+
         Raises:
             StoreError: the disk is full or fails; points kept before stay.
         """
-        shapes = json.dumps({name: list(array.shape) for name, array in arrays.items()})
-        data = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays.values())
-        row = (key, label, shapes, data, hashlib.sha256(data).hexdigest())
         try:
             with self.connection:
+                # So that nobody writes between what is read and what is written here.
+                self.connection.execute("BEGIN IMMEDIATE")
+                row = _row(key, label, _joined(arrays, self.get(key)))
                 self.connection.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise StoreError(
@@ -74,6 +76,30 @@ class CurveStore:
     def count(self) -> int:
         """Number of points."""
         return int(self.connection.execute("SELECT COUNT(*) FROM points").fetchone()[0])
+
+
+def _take_over(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
+    saved = 0
+    for key, label in damaged.execute("SELECT key, label FROM points").fetchall():
+        with contextlib.suppress(sqlite3.DatabaseError):
+            arrays = CurveStore(damaged).get(key)
+            if arrays is not None:
+                CurveStore(fresh).put(key, arrays, label)
+                saved += 1
+    return saved
+
+
+def _joined(arrays: Mapping[str, Floats], known: Mapping[str, Floats] | None) -> Mapping[str, Floats]:
+    """The arrays, with what is known where they are NaN."""
+    if known is None or {n: a.shape for n, a in known.items()} != {n: a.shape for n, a in arrays.items()}:
+        return arrays
+    return {name: np.where(np.isnan(array), known[name], array) for name, array in arrays.items()}
+
+
+def _row(key: str, label: str, arrays: Mapping[str, Floats]) -> tuple[str, str, str, bytes, str]:
+    shapes = json.dumps({name: list(array.shape) for name, array in arrays.items()})
+    data = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays.values())
+    return key, label, shapes, data, hashlib.sha256(data).hexdigest()
 
 
 def _unpack(shapes: Mapping[str, list[int]], data: bytes) -> dict[str, Floats]:
