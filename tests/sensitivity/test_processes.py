@@ -161,7 +161,7 @@ honest, calls = CurveStore.put, []
 def put(*arguments):
     honest(*arguments)
     calls.append(1)
-    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)
+    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)  # after the baseline and two points
 
 if __name__ == "__main__":
     CurveStore.put = put
