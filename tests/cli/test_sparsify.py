@@ -1,5 +1,6 @@
 """`secateur sparsify`: what it prints is what the saved model is."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -54,6 +55,17 @@ def test_the_saved_model_is_the_one_that_was_measured(capsys, recipe: Path, tmp_
     assert f"{100 * right:.2f} % after" in shown
     assert "linear in CSR" in shown
     assert "accuracy on 40 validation samples" in shown
+
+
+def test_a_loss_that_grows_is_lost(capsys, recipe: Path, tmp_path: Path) -> None:
+    much = "sparsify={sparsity: 0.95, method: magnitude, recalibrate: false}"
+    words = ("--set", "metric=cross_entropy", "--set", much)
+    assert code("sparsify", recipe, "--out", tmp_path / "sparse", *words) == 0
+    found = re.search(r"samples: (\S+) before, (\S+) after; lost (\S+) ±", capsys.readouterr().out)
+    assert found is not None
+    before, after, lost = map(float, found.groups())
+    assert before != after
+    assert lost == pytest.approx(after - before, abs=2e-3)
 
 
 def test_commands_say_which_recipe_is_theirs(capsys, recipe: Path, tmp_path: Path) -> None:

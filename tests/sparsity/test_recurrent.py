@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import secateur as sc
+from secateur.capture.recurrent import Layer, Weights
 from secateur.sparsity import sparsify as module
 from secateur.sparsity.plan import SparsityPlan
+from secateur.sparsity.seen_recurrent import seen_layer
 
 SAMPLES, STEPS, INPUTS, HIDDEN = 80, 5, 4, 6
 
@@ -63,6 +65,23 @@ def test_weights_get_the_least_squares_fit_to_the_dense_layers_gates(monkeypatch
         np.testing.assert_allclose(small.weight_hh_l0[row].detach().numpy()[keep], expected[:-1], atol=1e-6)
         shift = (small.bias_hh_l0 - dense.bias_hh_l0)[row].item()
         np.testing.assert_allclose(shift, expected[-1], atol=1e-6)
+
+
+def test_a_grus_product_with_the_states_is_wanted_as_it_is() -> None:
+    torch.manual_seed(0)
+    rnn, x = nn.GRU(INPUTS, HIDDEN).double(), torch.randn(STEPS, SAMPLES, INPUTS).double()
+
+    def layer(ih: Tensor) -> Layer:
+        weights = Weights(ih, rnn.weight_hh_l0.detach(), rnn.bias_ih_l0.detach(), rnn.bias_hh_l0.detach())
+        return Layer("gru", x, [SAMPLES] * STEPS, (torch.zeros(SAMPLES, HIDDEN).double(),), weights, False)
+
+    ih = rnn.weight_ih_l0.detach()
+    found = seen_layer([layer(ih / 2)], "hh", [layer(ih)])
+    with torch.no_grad():
+        before = torch.cat([x.new_zeros(1, SAMPLES, HIDDEN), rnn(x)[0][:-1]])
+        expected = float((before @ rnn.weight_hh_l0.T).square().sum())
+    assert found.fit.wanted is not None and found.held.wanted is not None
+    assert found.fit.wanted.energy + found.held.wanted.energy == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("make", [One, Packed])

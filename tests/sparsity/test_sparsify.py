@@ -12,7 +12,7 @@ import secateur as sc
 from secateur.capture.lockstep import Norm
 from secateur.data import Batch
 from secateur.errors import ArgumentError, PlanError
-from secateur.sparsity import seen
+from secateur.sparsity import norms, seen
 from secateur.sparsity.allocate import ERK, OWL, Asked, Global, Measured, Uniform
 from secateur.sparsity.method import Masked
 from secateur.sparsity.norms import recalibrate
@@ -216,7 +216,9 @@ def test_rows_of_a_packed_projection_are_weights_of_their_own() -> None:
     assert torch.equal(after[8:], model.cross.in_proj_weight[8:])
 
 
-def test_a_batch_norm_takes_the_variance_that_comes_closest() -> None:
+@pytest.mark.parametrize("elements", [1, 50, 2**16])
+def test_a_batch_norm_takes_the_variance_that_comes_closest(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "ELEMENTS", elements)
     torch.manual_seed(0)
     y = torch.randn(200, 3, 4)
     # The old variance, that of the population, and one that undoes noise are the best of their channels.
