@@ -137,6 +137,16 @@ class Raised(nn.Module):
         return self.norm(y) if self.again else y
 
 
+@pytest.mark.parametrize(("reach", "refitted"), [("cut", ("2.weight",)), ("all", ("2.weight", "4.weight"))])
+def test_how_far_repair_reaches(reach: str, refitted: tuple[str, ...]) -> None:
+    torch.manual_seed(15)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(300, 5).double()
+    program, groups, chosen, small = setting(model, 3 * x, {"0": [0, 2]})
+    done = repair(small, model, chosen, [3 * x], program=program, groups=groups, reach=reach)
+    assert done.refitted == refitted
+
+
 def test_batch_norm_of_large_means_keeps_its_digits() -> None:
     torch.manual_seed(12)
     model, x = Raised(), torch.randn(32, 1, 16, 16)

@@ -71,7 +71,7 @@ def collect(
 
     Cost, in forward and backward passes over the same data (ResNet-20, 500 images in batches of 250, one thread of a
     busy machine): gates 1.9, gradients of weights 3.0, output gradients 1.2, moments 0.6, Grams of all positions 1.3;
-    everything together 3.5 with 1,000 images, without the Hessian's diagonal, which takes two and two more for each
+    everything together 3.7 with 1,000 images, without the Hessian's diagonal, which takes two and two more for each
     vector. Checks are about one of these passes, and become rarer as there are more batches.
 
     Memory: that of a training step with the batch, once more its activations' gradients, and the statistics (see
