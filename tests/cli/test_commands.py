@@ -1,5 +1,6 @@
 """The commands as a script sees them: exit codes, messages, streams."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
 from secateur.cli.recipe import load_recipe
 from secateur.zoo.digits import digits_cnn
 
-COMMANDS = ("demo", "inspect", "scan", "prune", "sparsify", "certify", "report")
+COMMANDS = ("demo", "inspect", "scan", "front", "prune", "sparsify", "certify", "report")
 
 
 @pytest.fixture
@@ -137,6 +138,17 @@ def test_scan_shows_measured_levels_only_the_most_sensitive_group_first(capsys, 
     assert len(rows) > 2 and all([cell == "–" for cell in row[1:]] == [True, True, False, True, True] for row in rows)
     damages = [float(row[3]) for row in rows]
     assert damages == sorted(damages, reverse=True) and damages[0] > damages[-1]
+
+
+def test_front_prints_measured_points_and_writes_them(capsys, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "front"
+    assert code("front", recipe, "--out", out, "--set", "objectives=[least damage, uniform]") == 0
+    printed = capsys.readouterr().out
+    points = json.loads((out / "front.json").read_text())
+    assert "whole" in printed and "uniform" in printed and "front.json" in printed
+    assert points[0]["left"] == 1 and points[0]["damage"] == 0
+    assert all(point["left"] <= point["budget"] for point in points) and len(points) > 1
+    assert code("front", recipe, "--out", out, "--set", "objectives=[steepest]") == 2
 
 
 def test_a_module_named_on_the_command_line_is_imported(capsys, recipe: Path, tmp_path: Path, monkeypatch) -> None:

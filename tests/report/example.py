@@ -9,6 +9,8 @@ from secateur.report.schema import (
     ControlRow,
     CostRow,
     CurveData,
+    FrontData,
+    FrontPoint,
     LeftRow,
     QualityRow,
     ReportData,
@@ -22,7 +24,7 @@ EVIL = "<script>alert(1)</script>"
 SPARSITIES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 BUDGETS = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2]
 EVERY_PART = (
-    "asked", "costs", "quality", "certificate", "curves", "widths", "thresholds", "rounds", "controls",
+    "asked", "costs", "quality", "certificate", "curves", "widths", "thresholds", "front", "rounds", "controls",
     "left_alone", "coverage", "rewrites", "warnings", "timings",
 )  # fmt: skip
 
@@ -84,6 +86,19 @@ def example(curves: int = 22) -> ReportData:
             tolerance=0.01,
             reason="the smallest budget whose damage plus one standard error is within the tolerance",
         ),
+        front=FrontData(
+            of="MACs",
+            points=[
+                FrontPoint(
+                    rule="least damage", budget=share, share=share, damage=damage, standard_error=0.001,
+                    predicted=damage, is_dominated=share == 0.8, is_chosen=share == 0.4,
+                    costs=[("MACs", share), ("parameters", share / 2)],
+                    widths=[(f"head.{EVIL}", 64, int(64 * share))],
+                )
+                for share, damage in ((1.0, 0.0), (0.8, 0.01), (0.6, 0.005), (0.4, 0.02), (0.2, math.nan))
+            ],
+        ),
+        choices=["taylor: 40% is the most aggressive budget"],
         rounds=[
             RoundRow(
                 number=1, target=0.62, macs=0.617, damage_cut=0.031, damage_repaired=0.0042, damage_retrained=-0.0004,
@@ -148,7 +163,7 @@ def certificate(**changes: object) -> CertificateData:
 
 def bare() -> ReportData:
     """A report with nothing in it but what it must have."""
-    nothing = {name: None if name in ("certificate", "thresholds", "coverage") else [] for name in EVERY_PART}
+    nothing = {name: None if name in ("certificate", "thresholds", "front", "coverage") else [] for name in EVERY_PART}
     return example().model_copy(update=nothing)
 
 

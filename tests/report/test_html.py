@@ -17,6 +17,7 @@ SECTIONS = {
     "curves": {"curves"},
     "widths": {"widths"},
     "thresholds": {"thresholds"},
+    "front": {"front", *(f"point-{k}" for k in range(5))},
     "rounds": {"rounds"},
     "controls": {"controls"},
     "left_alone": {"left-alone"},
@@ -128,7 +129,7 @@ def test_the_content_security_policy_forbids_all_but_inline_style(text):
 @pytest.mark.parametrize("data", [example(), hostile()])
 def test_pictures_are_well_formed_and_named(data):
     pictures = re.findall(r'<svg class="plot".*?</desc>.*?</svg>(?=</div>|</figure>|\n)', render_html(data), re.DOTALL)
-    assert len(pictures) == len(data.curves) + 2
+    assert len(pictures) == len(data.curves) + 3
     for picture in pictures:
         root = ET.fromstring(picture)
         assert root.get("role") == "img"
@@ -219,3 +220,13 @@ def test_no_verdict_is_shown_in_words():
 def test_the_same_data_gives_the_same_page():
     again = ReportData.model_validate_json(example().model_dump_json())
     assert render_html(again) == render_html(example())
+
+
+def test_every_point_of_the_front_can_be_chosen_and_tells_what_it_keeps(text):
+    page = Page(text)
+    links = [a["href"] for a in page.named("a") if a.get("href", "").startswith("#point-")]
+    # In the picture where there is a damage to place it by, in the table always.
+    assert sorted(links) == sorted([f"#point-{k}" for k in range(4)] + [f"#point-{k}" for k in range(5)])
+    panels = re.findall(r'<div class="point( here)?" id="(point-\d)">(.*?)</table>', text, re.DOTALL)
+    assert [(name, bool(here)) for here, name, _ in panels] == [(f"point-{k}", k == 3) for k in range(5)]
+    assert "<td>64</td><td>38</td>" in panels[2][2] and "30.0" in panels[2][2], "widths, and the other cost"

@@ -73,7 +73,7 @@ def front(
     goal: Budget | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Front:
-    """Allocate at every budget by every objective, and measure the joint damage of each allocation.
+    """Allocate at every budget by every objective, and measure the joint damage of each allocation once.
 
     The front is that of the points that were measured; between them, and beyond the levels of the curves, there may
     be better ones. The whole network, undamaged, is its first point.
@@ -111,10 +111,9 @@ def front(
         found.append(("whole", 1.0, whole, (0.0, 0.0)))
     for number, (rule, budget) in enumerate(wanted, start=1):
         given = allocate(curves, cost, fraction_of(cost, goal, dense, budget), objective=rules[rule])
-        if given.status is Status.FOUND:
-            key = tuple(sorted(given.widths.items()))
-            if key not in known:
-                known[key] = measure(given.widths)
+        key = tuple(sorted(given.widths.items()))
+        if given.status is Status.FOUND and key not in known:
+            known[key] = measure(given.widths)
             found.append((rule, budget, given, known[key]))
         if progress is not None:
             progress(number, len(wanted))

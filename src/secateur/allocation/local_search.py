@@ -54,6 +54,15 @@ class Refined:
     standard_error: float
     steps: tuple[Step, ...]
 
+    def __str__(self) -> str:
+        """What the search brought, in a sentence."""
+        kept = sum(step.kept for step in self.steps)
+        return (
+            f"local search: {kept} of {len(self.steps)} swaps kept, joint damage {self.start[0]:.4g} -> "
+            f"{self.damage:.4g} ± {self.standard_error:.2g}; the sum of single damages is "
+            f"{self.allocation.damage:.4g}, so that interaction is {self.interaction:+.4g}"
+        )
+
     @property
     def interaction(self) -> float:
         """Measured joint damage minus the sum of single damages."""
@@ -90,7 +99,26 @@ def refine(
         ArgumentError: fewer than one measurement, or an allocation that does not fit the budget.
         MetricError: `measure` gives NaN for the allocation given.
     """
-    bounds = limits(cost, budget)
+    return refine_within(
+        allocation,
+        curves,
+        limits(cost, budget),
+        measure=measure,
+        measurements=measurements,
+        standard_errors=standard_errors,
+    )
+
+
+def refine_within(
+    allocation: Allocation,
+    curves: Curves,
+    bounds: Sequence[Limit],
+    *,
+    measure: Measure,
+    measurements: int = 50,
+    standard_errors: float = 0.0,
+) -> Refined:
+    """Swaps within bounds that are given one by one; see `refine`."""
     if measurements < 1:
         raise ArgumentError(f"measurements={measurements} must be at least 1: the start is measured too")
     if not holds(bounds, allocation.widths):

@@ -177,11 +177,17 @@ def _is_as_good(control: BudgetCurve, best: BudgetCurve, budget: float, standard
     return bool(more.mean() <= standard_errors * error)
 
 
+def _reached(choice: Choice, best: Choice) -> str:
+    if choice.index is not None and choice.budget == best.budget:
+        return f"reaches the same at a damage of {choice.damage:.4g} ± {choice.standard_error:.2g}"
+    return f"reaches {choice.budget:.1%}"
+
+
 def _reason(
     best: str, candidates: Mapping[str, Candidate], choices: Mapping[str, Choice], as_good: Sequence[str]
 ) -> str:
     words = [f"{best}: {choices[best].reason}"]
-    others = [f"{name} reaches {choice.budget:.1%}" for name, choice in choices.items() if name != best]
+    others = [f"{name} {_reached(choice, choices[best])}" for name, choice in choices.items() if name != best]
     if others:
         words.append("of the others, " + ", ".join(others))
     controls = [name for name, candidate in candidates.items() if candidate.is_control]

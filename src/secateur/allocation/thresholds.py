@@ -171,6 +171,9 @@ def choose(
         return Choice(1.0, None, 0.0, 0.0, f"no budget of the grid keeps the damage within {tolerance:g}")
     index = length - 1
     damage, error = float(curve.mean[index]), float(curve.standard_error[index])
+    if np.isposinf(tolerance):
+        reason = f"at {curve.budgets[index]:.0%} the out-of-fold damage is {damage:.4g} ± {error:.2g}"
+        return Choice(curve.budgets[index], index, damage, error, reason)
     reason = (
         f"{curve.budgets[index]:.0%} is the most aggressive budget whose out-of-fold damage plus "
         f"{standard_errors:g} standard error ({damage:.4g} + {standard_errors * error:.4g}) is within {tolerance:g}"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from secateur.cli.loaders import (
     Splits,
+    criterion_named,
     example_args,
-    load_criterion,
     load_dense,
     load_executor,
     load_racing,
@@ -40,7 +40,9 @@ def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
         loss=recipe.loss,
         tolerance=recipe.tolerance,
         budget=None if recipe.budget is None else Budget(**recipe.budget.model_dump()),
-        criterion=load_criterion(recipe),
+        criteria=[criterion_named(name, recipe.seed) for name in recipe.criteria or (recipe.criterion,)],
+        objectives=recipe.objectives,
+        local_search=recipe.local_search,
         sparsities=recipe.sparsities,
         folds=recipe.folds,
         schedule=recipe.schedule,

@@ -125,7 +125,12 @@ def example_args(splits: Splits, samples: int) -> tuple[Any, ...]:
 
 
 def load_criterion(recipe: Recipe) -> Criterion:
-    """The criterion by name."""
+    """The criterion of a recipe; of several, the first."""
+    return criterion_named((recipe.criteria or (recipe.criterion,))[0], recipe.seed)
+
+
+def criterion_named(name: CriterionName, seed: int) -> Criterion:
+    """The criterion of this name."""
     known: dict[CriterionName, Criterion] = {
         "active-share": ActiveShare(),
         "activation-norm": ActivationNorm(),
@@ -144,7 +149,7 @@ def load_criterion(recipe: Recipe) -> Criterion:
         "obd": OBD(),
         "obd-fisher": OBD("fisher"),
         "obs": OBS(),
-        "random": Random(recipe.seed),
+        "random": Random(seed),
         "ria": RIA(),
         "snip": SNIP(),
         "taylor": Taylor(),
@@ -153,7 +158,7 @@ def load_criterion(recipe: Recipe) -> Criterion:
         "wanda": Wanda(),
         "wanda-group": WandaGroup(),
     }
-    return known[recipe.criterion]
+    return known[name]
 
 
 def load_scope(recipe: Recipe) -> Scope:

@@ -113,6 +113,22 @@ def scan(
 
 
 @app.command(epilog=EPILOG)
+def front(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option(help="Run directory; a second run in it resumes the scan.")] = Path("runs/front"),
+    set_: Overrides = None,
+    allow_import: Allowed = None,
+    threads: Threads = 0,
+) -> None:
+    """Measure damage against cost for every objective of the recipe, to choose a budget from."""
+    loaded, splits, allowed = _load(recipe, set_, allow_import, threads)
+    from secateur.cli.front import measured_points
+
+    typer.echo(measured_points(loaded, splits, allowed, out))
+    typer.echo(f"\nPoints: {(out / 'front.json').resolve()}")
+
+
+@app.command(epilog=EPILOG)
 def prune(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option(help="Run directory: reports, the pruned model, and what resuming needs.")],

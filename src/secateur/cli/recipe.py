@@ -196,6 +196,11 @@ class Recipe(Part):
     budget: BudgetPart | None = None
     sparsify: SparsifyPart | None = None
     criterion: CriterionName = "taylor"
+    criteria: Annotated[tuple[CriterionName, ...], Field(strict=False)] = ()
+    objectives: Annotated[
+        tuple[Literal["least damage", "equal damage", "global threshold", "uniform"], ...], Field(strict=False)
+    ] = ("least damage",)
+    local_search: bool | int = False
     sparsities: Numbers = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     folds: int = Field(5, ge=2)
     schedule: Literal["one-shot", "linear", "cubic", "exponential"] = "cubic"

@@ -11,10 +11,8 @@ from torch import nn
 
 from secateur.allocation.certificate import Certificate
 from secateur.allocation.limits import check_budget
-from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
-from secateur.criteria.magnitude import Magnitude
 from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError, SurgeryError
@@ -23,13 +21,15 @@ from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
 from secateur.measures.evaluate import check_decomposable, evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.pipeline.aims import Aim, check_aims
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.certify import certify, check_level
+from secateur.pipeline.choosing import Rivals, control_criterion, found_way, measured_front
 from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.latency import Stopwatch, clock_model
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
-from secateur.pipeline.rounds import ByCurves, measured_curves, measured_damage, set_scene, uniformly
+from secateur.pipeline.rounds import ByCurves, measured_damage, uniformly
 from secateur.pipeline.scope import EXPERTS, Scope
 from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
 from secateur.pipeline.task import Task
@@ -48,6 +48,7 @@ from secateur.training.schedules import Schedule, resolve_schedule
 from secateur.types import Budget, Fallback, Note
 
 CONTROLS = ("random", "uniform-magnitude")
+SWAPS = 50
 
 
 def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
@@ -65,6 +66,10 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     tolerance: float | None = None,
     budget: Budget | None = None,
     criterion: Criterion | None = None,
+    criteria: Sequence[Criterion] = (),
+    objectives: Sequence[Aim] = ("least damage",),
+    local_search: bool | int = False,
+    front: bool = True,
     sparsities: Sequence[float] = SPARSITIES,
     folds: int = 5,
     schedule: str | Schedule = "cubic",
@@ -113,6 +118,13 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             `latency_costs`, measured on the cut model, and corrected until it holds: if it never does, the report
             and `Result.timed` say so. Exactly one of the two.
         criterion: scores units; default `Taylor()`.
+        criteria: several, of which cross-validation chooses one, in place of `criterion`.
+        objectives: what allocations aim at: "least damage" (sum of the damages of single groups), "equal damage",
+            "global threshold" (of scores), "uniform", or objectives. Of several, cross-validation chooses one
+            together with the criterion, and the controls compete: `Result.selection` says how it came out.
+        local_search: go on from each allocation by swaps of one level, kept where the measured joint damage falls:
+            the number of measurements, or True for 50.
+        front: measure the damage at all budgets of a grid, for the report and `Result.front`.
         sparsities: levels of the scan, in (0, 1).
         folds: of the cross-validation.
         schedule: "one-shot", "linear", "cubic" or "exponential": how fast the rounds go down.
@@ -156,6 +168,10 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     check_level(confidence, spend, run_dir)
     chosen = chosen_executor(workers, executor)
     exam = _Exam(None if test is None else as_batches(test, "test", batch_fn), confidence, spend)
+    check_aims(objectives)
+    if not objectives or (criterion is not None and criteria):
+        raise ArgumentError("pass one criterion or several criteria, not both, and at least one objective")
+    scored_by = tuple(criteria) or (criterion or Taylor(),)
     if train is None and calibration is None:
         raise ArgumentError("there is neither train nor calibration data; scores and repair need one of them")
     if retrain is not None and train is None:
@@ -179,7 +195,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 "example inputs": content_hash([args, dict(kwargs or {})]),
                 "calibration data": content_hash(calibrating), "validation data": content_hash(held),
                 "metric": describe(replace(found_metric, whole=None)), "loss": describe(loss),
-                "tolerance": tolerance, "budget": describe(budget), "criterion": describe(criterion or Taylor()),
+                "tolerance": tolerance, "budget": describe(budget),
+                "criteria": describe(scored_by), "objectives": describe(tuple(objectives)),
+                "local search": int(local_search),
                 "sparsities": list(sparsities), "folds": folds, "schedule": describe(schedule), "rounds": rounds,
                 "retrain": describe(retrain), "repair": repair, "controls": list(controls),
                 "calibration_samples": calibration_samples, "seed": seed, "racing": describe(racing),
@@ -222,7 +240,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             scope=scope,
             clocked=clocked,
             cuttable={group.name: group for group in groups},
-            criterion=criterion or Taylor(),
+            criterion=scored_by[0],
+            objective=objectives[0],
+            local_search=SWAPS if local_search is True else int(local_search),
             sparsities=sparsities,
             racing=racing,
             executor=chosen,
@@ -238,8 +258,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 f"{type(model).__name__} has no group that can be cut: " + "; ".join(n.text for n in left[:3])
             )
         return _run(
-            task, clock, left, unfit, tolerance, budget, exam, folds=folds,
-            schedule=resolve_schedule(schedule, rounds=rounds), controls=controls,
+            task, clock, left, unfit, tolerance, budget, exam, front=front,
+            rivals=Rivals(scored_by, tuple(objectives), tuple(controls), folds),
+            schedule=resolve_schedule(schedule, rounds=rounds),
         )  # fmt: skip
 
 
@@ -252,18 +273,19 @@ def _run(
     budget: Budget | None,
     exam: "_Exam",
     *,
-    folds: int,
+    rivals: Rivals,
+    front: bool,
     schedule: Schedule,
-    controls: Sequence[str],
 ) -> Result:
-    with clock.stage("scores"):
-        scene = set_scene(task, task.model)
-    with clock.stage("scan"):
-        curves = measured_curves(task, scene)
     final = _least_bound(task.budget)
+    with clock.stage("scan"):
+        way = found_way(task, rivals, tolerance=tolerance, final=final)
+    task, scene, curves = way.task, way.scene, way.curves
     with clock.stage("cross-validation"):
         grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
-        picture, choice = threshold(task, scene, curves, budgets=grid, k=folds, tolerance=tolerance)
+        picture, choice = threshold(task, scene, curves, budgets=grid, k=rivals.folds, tolerance=tolerance)
+    with clock.stage("front"):
+        points = measured_front(task, scene, curves, [b for b in grid if b < 1]) if front else None
     with clock.stage("rounds"):
         if final is not None:
             targets = _targets(schedule, final) if task.retrain is not None else [final]
@@ -277,7 +299,7 @@ def _run(
             search = descend_guarded(task, targets, tolerance=tolerance, first=scene, curves=curves)
     best = search.best
     with clock.stage("controls"):
-        naive = {name: _control(task, name, search) for name in controls} if best is not None else {}
+        naive = {name: _control(task, name, search) for name in rivals.controls} if best is not None else {}
     with clock.stage("certificate"):
         small = best.model if best is not None else task.factory().eval()
         certificate = exam.certificate(task, small, tolerance)
@@ -285,13 +307,13 @@ def _run(
         story = Story(
             task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
             certificate=certificate, left=left, unfit=unfit, small=small, tolerance=tolerance, budget=budget,
-            schedule=repr(schedule), timings=clock.timings,
+            schedule=repr(schedule), timings=clock.timings, front=points, selection=way.selection,
         )  # fmt: skip
         data = tell(story)
     damage = best.damage if best is not None else measured_damage(task, small)
     plan = best.plan if best is not None else Plan({}, {})
     timed = best.timed if best is not None else None
-    return Result(small, task.model, plan, damage, certificate, curves, data, timed)
+    return Result(small, task.model, plan, damage, certificate, curves, data, timed, points, way.selection)
 
 
 def _targets(schedule: Schedule, final: float) -> list[float]:
@@ -306,7 +328,7 @@ def _least_bound(budget: Budget | None) -> float | None:
 
 def _control(task: Task, name: str, search: Search) -> Search:
     """A naive rule at the same multiply-adds, round by round, with the same repair and retraining."""
-    criterion: Criterion = Random(task.seed) if name == "random" else Magnitude()
+    criterion = control_criterion(name, task.seed)
     same = [r.share for r in search.rounds if r.number in search.kept]
     return descend(replace(task, criterion=criterion), same, allocator=uniformly, first=None, name=f"controls/{name}")
 

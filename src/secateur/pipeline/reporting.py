@@ -12,6 +12,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import fx, nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.allocation.front import Front
+from secateur.allocation.selection import Selection
 from secateur.allocation.thresholds import BudgetCurve, Choice
 from secateur.describe import describe, without_addresses
 from secateur.graph.trace import canonical_names, named_state
@@ -26,6 +28,8 @@ from secateur.report.schema import (
     ControlRow,
     CostRow,
     CurveData,
+    FrontData,
+    FrontPoint,
     LeftRow,
     QualityRow,
     ReportData,
@@ -61,6 +65,8 @@ class Story:
     budget: Budget | None
     schedule: str
     timings: Mapping[str, float]
+    front: Front | None
+    selection: Selection | None
 
 
 def tell(story: Story) -> ReportData:
@@ -82,6 +88,8 @@ def tell(story: Story) -> ReportData:
         curves=curve_data(story.curves, story.scene.groups, None if best is None else best.plan),
         widths=_widths(story),
         thresholds=_thresholds(story),
+        front=_front(story),
+        choices=[] if story.selection is None else [story.selection.reason],
         rounds=[_round(r, story.search) for r in story.search.rounds],
         controls=_controls(story) if best is not None else [],
         left_alone=_left_alone(story),
@@ -164,6 +172,7 @@ def _asked(story: Story) -> list[tuple[str, str]]:
         ("goal", goal),
         ("metric", f"{task.metric.name}, {'higher' if task.metric.higher_is_better else 'lower'} is better"),
         ("criterion", without_addresses(repr(task.criterion))),
+        ("objective", task.objective if isinstance(task.objective, str) else without_addresses(repr(task.objective))),
         ("calibration", f"{task.calibration.count()} samples"),
         ("validation", f"{len(task.baseline.metric)} samples"),
         ("test", f"{story.certificate.samples} samples" if story.certificate else "none"),
@@ -278,6 +287,35 @@ def _thresholds(story: Story) -> ThresholdData:
     )
 
 
+def _front(story: Story) -> FrontData | None:
+    """The measured points; costs are those of the dense model at the widths of each point."""
+    if story.front is None:
+        return None
+    bounds, prices, dense = story.task.bounds, story.scene.cost.prices, story.task.dense.prices
+    full = {group.name: group.width for group in story.scene.groups}
+    wanted = None if story.search.best is None else story.search.best.share
+    points = story.front.points
+    near = None if wanted is None else min(points, key=lambda p: abs(p.share - wanted), default=None)
+    return FrontData(
+        of=COSTS[next(iter(bounds))],
+        points=[
+            FrontPoint(
+                rule=p.rule,
+                budget=p.budget,
+                share=p.share,
+                damage=finite(p.damage),
+                standard_error=finite(p.standard_error),
+                predicted=finite(p.allocation.damage),
+                is_dominated=p.is_dominated,
+                is_chosen=p is near,
+                costs=[(COSTS[n], price(p.allocation.widths) / (dense[n]({}) or 1)) for n, price in prices.items()],
+                widths=[(name, full[name], width) for name, width in p.allocation.widths.items()],
+            )
+            for p in points
+        ],
+    )
+
+
 def _round(result: Round, search: Search) -> RoundRow:
     def mean(damage: Damage | None) -> float | None:
         return None if damage is None else finite(damage.mean)
@@ -291,7 +329,7 @@ def _round(result: Round, search: Search) -> RoundRow:
         damage_retrained=mean(result.retrained),
         standard_error=finite(result.damage.standard_error),
         kept=result.number in search.kept,
-        reason=search.reasons[result.number],
+        reason="; ".join(filter(None, [search.reasons[result.number], result.note])),
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.allocation.front import Front
+from secateur.allocation.selection import Selection
 from secateur.pipeline.latency import Timed
 from secateur.pipeline.task import Damage
 from secateur.report.html import render_html
@@ -31,6 +33,8 @@ class Result:
         curves: damage against sparsity of every group of the dense model.
         report_data: everything that the report shows.
         timed: latency, predicted and measured, and whether it is within the budget; None where none was bounded.
+        front: measured points of cost against damage, as cut and nothing else; None if it was not asked for.
+        selection: criterion and objective, chosen among several; None if there was one of each.
     """
 
     model: nn.Module
@@ -41,6 +45,8 @@ class Result:
     curves: Curves
     report_data: ReportData
     timed: Timed | None = None
+    front: Front | None = None
+    selection: Selection | None = None
 
     def __str__(self) -> str:
         """What became smaller, what it cost beside the controls, and the certificate."""

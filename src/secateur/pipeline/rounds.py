@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.allocation.allocate import allocate_within
 from secateur.allocation.knapsack import uniform_allocation
+from secateur.allocation.local_search import refine_within
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.errors import BudgetError
@@ -18,6 +19,7 @@ from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import evaluate
 from secateur.measures.latency_table import LatencyTable
 from secateur.measures.metrics import resolve_loss
+from secateur.pipeline.aims import objective_of
 from secateur.pipeline.latency import Timed
 from secateur.pipeline.scope import followed
 from secateur.pipeline.task import Damage, Task, summarise
@@ -76,6 +78,7 @@ class Round:
         retrained: damage after retraining; None without retraining.
         timed: latency, predicted and measured; None where none is bounded.
         unrepaired: what repair left as it was, and why.
+        note: how its widths were found, where that is worth telling.
     """
 
     number: int
@@ -89,6 +92,7 @@ class Round:
     retrained: Damage | None
     timed: Timed | None = None
     unrepaired: tuple[Note, ...] = ()
+    note: str = ""
 
     @property
     def damage(self) -> Damage:
@@ -99,8 +103,16 @@ class Round:
 class Allocator(Protocol):
     """Chooses the width of every group so that at most `target` of the dense cost is left."""
 
-    def __call__(self, scene: Scene, target: float) -> Mapping[str, int]:
-        """Group name -> units kept in a row."""
+    def __call__(self, scene: Scene, target: float) -> "Allotted":
+        """Units kept in a row of each group."""
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """Units kept in a row of each group, and how they were found where that is worth telling."""
+
+    widths: Mapping[str, int]
+    note: str = ""
 
 
 def set_scene(task: Task, model: nn.Module) -> Scene:
@@ -144,27 +156,40 @@ class ByCurves:
     task: Task
     known: Curves | None = None
 
-    def __call__(self, scene: Scene, target: float) -> Mapping[str, int]:
-        """Group name -> units kept in a row."""
+    def __call__(self, scene: Scene, target: float) -> Allotted:
+        """Units kept in a row of each group."""
         curves = self.known or measured_curves(self.task, scene)
-        found = allocate_within(curves, self.task.limits(scene.cost, target))
+        bounds = self.task.limits(scene.cost, target)
+        found = allocate_within(curves, bounds, objective_of(self.task.objective, scene.probe.scores))
         if found.status is Status.INFEASIBLE:
             raise BudgetError(
                 f"no allocation reaches {target:.1%} of the dense cost; the least that the "
                 f"scanned sparsities allow is {scene.share(found.widths):.1%}: raise the budget, scan "
                 "higher sparsities, or ignore fewer modules"
             )
-        return found.widths
+        if self.task.local_search < 1:
+            return Allotted(found.widths)
+        with self.task.progress.stage("local search", self.task.local_search) as advance:
+
+            def measure(widths: Mapping[str, int]) -> tuple[float, float]:
+                advance(1)
+                joint = summarise(scene.probe.damage(widths)[1])
+                return joint.mean, joint.standard_error
+
+            searched = refine_within(found, curves, bounds, measure=measure, measurements=self.task.local_search)
+        return Allotted(searched.allocation.widths, str(searched))
 
 
-def uniformly(scene: Scene, target: float) -> Mapping[str, int]:
+def uniformly(scene: Scene, target: float) -> Allotted:
     """The same fraction of every group, and of the branches; of these the lowest-scored go first."""
     full = {group.name: group.width for group in scene.groups}
     multiples = {group.name: group.multiple_of for group in scene.groups}
     least = {group.name: group.minimum for group in scene.groups}
     branches = [group.name for group in scene.groups if group.minimum == 0]
     going = sorted(branches, key=lambda name: float(scene.probe.scores[name]))
-    return uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least, removable=going)
+    return Allotted(
+        uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least, removable=going)
+    )
 
 
 def run_round(
@@ -209,6 +234,7 @@ def run_round(
         retrained=after_training,
         timed=draft.timed,
         unrepaired=unrepaired,
+        note=draft.note,
     )
     if directory is not None:
         _save(task, result, directory)
@@ -220,6 +246,7 @@ class _Draft:
     """A model that was cut, as yet without repair."""
 
     widths: Mapping[str, int]
+    note: str
     step: Plan
     small: nn.Module
     timed: Timed | None
@@ -246,11 +273,12 @@ def _cut_in_time(task: Task, scene: Scene, allocator: Allocator, target: float) 
 
 
 def _draft(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Draft:
-    widths = allocator(scene, target)
+    allotted = allocator(scene, target)
+    widths = allotted.widths
     step = plan_widths(scene.groups, scene.probe.scores, widths)
     small = cut(scene.model, step, program=scene.program)
     if task.clocked is None:
-        return _Draft(widths, step, small, None)
+        return _Draft(widths, allotted.note, step, small, None)
     [limit] = (limit for limit in task.limits(scene.cost, target) if limit.name == "latency")
     dense_s = task.dense.prices["latency"]({})
     timed = task.clocked.timed(
@@ -260,7 +288,7 @@ def _draft(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Dr
         predicted=limit.cost(widths) / dense_s,
         allowed=limit.bound / dense_s,
     )
-    return _Draft(widths, step, small, timed)
+    return _Draft(widths, allotted.note, step, small, timed)
 
 
 def _slower(task: Task, scene: Scene, factor: float) -> Scene:
@@ -297,6 +325,7 @@ def _save(task: Task, result: Round, directory: Path) -> None:
         "target": result.target,
         "macs": result.macs,
         "share": result.share,
+        "note": result.note,
         "timed": None if result.timed is None else asdict(result.timed),
         "damage": [
             None if d is None else [d.mean, d.standard_error] for d in (result.cut, result.repaired, result.retrained)
@@ -324,6 +353,7 @@ def saved_round(task: Task, directory: Path | None, number: int) -> Round | None
         cut=after[0],
         repaired=after[1],
         retrained=after[2],
+        note=record.get("note", ""),
         timed=None if record.get("timed") is None else Timed(**record["timed"]),
         unrepaired=tuple(Note(where, text) for where, text in record.get("unrepaired", ())),
     )

@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds, refine_budgets
 from secateur.errors import BudgetError
+from secateur.pipeline.aims import objective_of
 from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, saved_round, set_scene
 from secateur.pipeline.task import Task
 from secateur.surgery.plan import Plan
@@ -57,6 +58,7 @@ def threshold(
                 goal=task.budget,
                 joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
                 folds=parts,
+                objective=objective_of(task.objective, scene.probe.scores),
                 progress=lambda done, of: advance(1),
             )
 

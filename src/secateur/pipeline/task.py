@@ -13,6 +13,7 @@ from secateur.data import Batches
 from secateur.graph.copies import copy_of
 from secateur.graph.costs import CostModel
 from secateur.measures.metrics import Metric
+from secateur.pipeline.aims import Aim
 from secateur.pipeline.latency import Clocked
 from secateur.pipeline.scope import Scope
 from secateur.progress import Progress
@@ -43,6 +44,8 @@ class Task:
         clocked: predicts and measures latency; None where none is bounded.
         cuttable: the groups of the dense model that survived a trial cut, by name.
         criterion: scores the units.
+        objective: what allocations aim at.
+        local_search: measurements of a local search from each allocation; 0 = none.
         sparsities: levels of the scan.
         racing: when a point of the scan has samples enough; None: when it has all.
         executor: where points are measured.
@@ -69,6 +72,8 @@ class Task:
     clocked: Clocked | None
     cuttable: Mapping[str, Group]
     criterion: Criterion
+    objective: Aim
+    local_search: int
     sparsities: Sequence[float]
     racing: Racing | None
     executor: Executor

@@ -9,7 +9,15 @@ from markupsafe import Markup
 from secateur.report import formats
 from secateur.report.formats import number, quantity
 from secateur.report.headline import cards, change, headline
-from secateur.report.plots import by_sensitivity, control_plot, curve_plot, is_cut_off, shared_range, threshold_plot
+from secateur.report.plots import (
+    by_sensitivity,
+    control_plot,
+    curve_plot,
+    front_plot,
+    is_cut_off,
+    shared_range,
+    threshold_plot,
+)
 from secateur.report.schema import OURS, CurveData, LeftRow, ReportData
 from secateur.report.svg import bar
 
@@ -47,6 +55,7 @@ def render_html(data: ReportData) -> str:
             lost_unit=" (points)" if share else "",
             threshold_plot=threshold_plot(data.thresholds, data.metric, share=share) if data.thresholds else None,
             is_cut_off=data.thresholds is not None and is_cut_off(data.thresholds),
+            front_plot=_front_plot(data, share=share),
             curve_plots=curve_plots(data.curves, share=share),
             most_curves=MOST_CURVES,
             most_widths=MOST_WIDTHS,
@@ -87,6 +96,13 @@ def missing(curve: CurveData) -> str:
     """
     found = (s for s, d in zip(curve.sparsities, curve.damage, strict=True) if d is None)
     return ", ".join(formats.percent(s) for s in found)
+
+
+def _front_plot(data: ReportData, *, share: bool) -> Markup | None:
+    """The picture of the points to choose from; None where there are none."""
+    if data.front is None or not any(p.damage is not None and not p.is_dominated for p in data.front.points):
+        return None
+    return front_plot(data.front, data.metric, share=share)
 
 
 def has_controls(data: ReportData) -> bool:

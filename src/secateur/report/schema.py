@@ -170,6 +170,41 @@ class ThresholdData(Part):
         return self
 
 
+class FrontPoint(Part):
+    """A measured allocation.
+
+    Attributes:
+        rule: the objective.
+        budget: the fraction that was asked for.
+        share: the fraction of the bounded cost that is left.
+        damage: measured, as cut and nothing else.
+        standard_error: of the damage.
+        predicted: sum of the damages of single groups.
+        is_dominated: another point is nowhere worse and somewhere better.
+        is_chosen: the run went there, or next to there.
+        costs: each cost and the fraction of it that is left.
+        widths: each group and its units before and after.
+    """
+
+    rule: str
+    budget: float
+    share: float
+    damage: Number
+    standard_error: Number
+    predicted: Number
+    is_dominated: bool
+    is_chosen: bool = False
+    costs: list[tuple[str, float]] = []
+    widths: list[tuple[str, int, int]] = []
+
+
+class FrontData(Part):
+    """Measured points of cost against damage; `of` is the cost whose share they are ordered by."""
+
+    of: str
+    points: list[FrontPoint]
+
+
 class RoundRow(Part):
     """One round of cut, repair and retraining; `macs` is a fraction of the dense MACs, `target` of what is bounded."""
 
@@ -227,6 +262,7 @@ class ReportData(Part):
         higher_is_better: its direction.
         is_share: whether the metric lies in [0, 1] and reads best in per cent; None = by its name.
         asked: label and value of everything that the user chose.
+        choices: what was chosen among several ways, and why, in sentences.
         coverage: share of the removable positions that lie in a group, in [0, 1].
         timings: stage and seconds.
     """
@@ -249,6 +285,8 @@ class ReportData(Part):
     curves: list[CurveData]
     widths: list[WidthRow]
     thresholds: ThresholdData | None
+    front: FrontData | None = None
+    choices: list[str] = []
     rounds: list[RoundRow]
     controls: list[ControlRow]
     left_alone: list[LeftRow]
