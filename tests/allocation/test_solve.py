@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from secateur.allocation.branching import branch
 from secateur.allocation.elimination import elimination_order, least
+from secateur.allocation.hub import find_hub, solve_hub
 from secateur.allocation.integer import solve_integer
 from secateur.allocation.labels import chain_order, solve_chain
 from secateur.allocation.lagrange import Relaxed, relax
@@ -68,6 +69,30 @@ def test_the_solver_finds_the_optimum_within_every_bound(shape: str, seed: int, 
     assert given.fits(found.levels)
     assert given.damage(found.levels) == pytest.approx(best)
     assert found.bound <= best * (1 + 1e-6) + 1e-9
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(SHAPES)), st.integers(0, 10_000), st.sampled_from([0.0, 0.05]))
+def test_around_a_hub_the_optimum_is_found_and_proven(shape: str, seed: int, gap: float) -> None:
+    given = problem(shape, seed, 1)
+    best, narrowest = optimum(given), tuple(size - 1 for size in given.sizes)
+    if best is None or not given.fits(narrowest):
+        return
+    hub = find_hub(given)
+    assert hub is not None
+    found, bound = solve_hub(given, hub, narrowest, gap=gap, deadline=time.monotonic() + 30)
+    assert given.fits(found)
+    assert best - 1e-9 <= given.damage(found) <= best / (1 - gap) + 1e-9
+    assert bound <= best * (1 + 1e-6) + 1e-9 and bound >= given.damage(found) * (1 - gap) - 1e-9
+    late, below = solve_hub(given, hub, narrowest, gap=gap, deadline=0.0)
+    assert given.fits(late) and below <= best * (1 + 1e-6) + 1e-9
+
+
+def test_what_does_not_fall_apart_has_no_hub() -> None:
+    assert find_hub(problem("stream", 0, 2)) is None, "one price for each bound would be needed"
+    tied = [np.zeros(40) for _ in range(5)]
+    tables = [(scope, np.ones((40, 40))) for scope in itertools.combinations(range(5), 2)]
+    assert find_hub(Problem(tied, [tables], np.ones(1))) is None
 
 
 @settings(max_examples=60, deadline=None)

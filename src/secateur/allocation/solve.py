@@ -1,12 +1,13 @@
 """The solver: exact where the structure of the costs allows it, and honest about the gap where not."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from secateur.allocation.branching import branch
 from secateur.allocation.elimination import elimination_order, least
+from secateur.allocation.hub import find_hub, solve_hub
 from secateur.allocation.integer import MOST_COLUMNS, columns, solve_integer
 from secateur.allocation.labels import chain_order, solve_chain
 from secateur.allocation.lagrange import relax
@@ -64,6 +65,12 @@ def _solve(problem: Problem, narrowest: Levels, gap: float, deadline: float) -> 
     if chain is not None:
         better, proven = solve_chain(problem, chain, relaxed.multipliers, best, gap=gap, deadline=deadline)
         return Solution(better, max(relaxed.bound, problem.damage(better) * (1 - gap)) if proven else relaxed.bound)
+    hub = find_hub(problem)
+    if hub is not None:
+        best, bound = solve_hub(problem, hub, best, gap=gap, deadline=deadline)
+        relaxed = replace(relaxed, bound=max(bound, relaxed.bound), best=best)
+        if _is_closed(problem.damage(best), relaxed.bound, gap):
+            return Solution(best, relaxed.bound)
     if columns(problem) > MOST_COLUMNS:
         better, bound = branch(problem, relaxed, best, gap=gap, deadline=deadline)
         return Solution(better, bound)
