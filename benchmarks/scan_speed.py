@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from scan_networks import Job, load
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
@@ -44,7 +45,9 @@ CALIBRATION = 4
 
 def macs_of(run: Callable[[], Any]) -> int:
     """Multiply-adds of what `run` does."""
-    with FlopCounterMode(display=False) as counter:
+    # By kernels made of operators that the counter knows.
+    plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)  # type: ignore[no-untyped-call]
+    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops()) // 2
 
@@ -72,7 +75,9 @@ class Bench:
     """A job, its probe, and the folder in which what is done is kept."""
 
     def __init__(self, job: Job, work: Path, blocks: int) -> None:
-        self.job, self.work, self.blocks = job, work, blocks
+        self.job, self.work = job, work
+        self.size = -(-len(job.batches) // blocks)
+        self.blocks = -(-len(job.batches) // self.size)
         work.mkdir(parents=True, exist_ok=True)
         self.data = as_batches(job.batches, "validation")
         self.program = sc.trace(job.model, (job.batches[0][0][:2],))
@@ -96,8 +101,7 @@ class Bench:
 
     def exhaustive_block(self, number: int) -> None:
         """Run every point by full forward passes on a part of the samples."""
-        size = -(-len(self.job.batches) // self.blocks)
-        batches = self.job.batches[number * size : (number + 1) * size]
+        batches = self.job.batches[number * self.size : (number + 1) * self.size]
         found, row = timed(lambda: measure_curves(self.probe(batches)))
         arrays = {f"{kind}|{n}": getattr(c, kind) for n, c in found.items() for kind in ("damage", "loss_damage")}
         np.savez_compressed(self.work / f"block-{number}.npz", **arrays)
@@ -232,7 +236,7 @@ def main() -> None:
     torch.set_num_threads(1)
     job = load(given.network, given.weights, given.data, given.samples, given.tolerance)
     bench = Bench(job, given.work, given.blocks)
-    last = given.blocks if given.stop_after is None else given.stop_after
+    last = bench.blocks if given.stop_after is None else min(given.stop_after, bench.blocks)
     for number in range(last):
         if number in given.fast_before:
             bench.run_fast(number)

@@ -33,6 +33,8 @@ def drawn(samples: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize(("name", "score"), [("f1", f1_score), ("mean_iou", jaccard_score)])
 def test_f1_and_iou_are_those_of_scikit_learn(name: str, score) -> None:
     scores, targets = drawn(60, 5)
+    # A class that is neither there nor found does not count.
+    scores[:, 4] = -torch.inf
     metric = resolve_metric(name)
     expected = score(targets, scores.argmax(1), average="macro", zero_division=0)
     assert metric.value(rows_of(name, scores, targets)) == pytest.approx(expected)
@@ -119,12 +121,29 @@ def test_objects_that_are_no_means_are_resampled_and_others_are_not() -> None:
         assert f1.value(found.metric) == pytest.approx(
             f1_score(y, model(x).argmax(1), average="macro", zero_division=0), abs=1e-6
         )
+    data = as_batches([(x, model(x).argmax(1))], "d")
+    worst = usable(model, data, resolve_metric(WorstClass(), True))
+    assert worst.aggregate is not None and worst.value(np.array([[3.0, 1, 0, 0], [3, 1, 0, 1], [0, 1, 2, 2]])) == 0.0
     binary = nn.Linear(4, 1)
     labels = torch.randint(2, (50,)).unsqueeze(1)
     area = usable(binary, as_batches([(x, labels)], "d"), resolve_metric(BinaryAUROC()))
     rows = evaluate(binary, [next(iter(as_batches([(x, labels)], "d")))], metric=area, loss=lambda o, t: o[:, 0]).metric
     assert area.value(rows) == pytest.approx(roc_auc_score(labels[:, 0], binary(x).detach()[:, 0]), abs=1e-6)
     assert area.higher_is_better
+
+
+class WorstClass:
+    """The accuracy of the class that has the least."""
+
+    def reset(self) -> None:
+        self.right: dict[int, list[bool]] = {}
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        for found, target in zip(scores.argmax(1).tolist(), targets.tolist(), strict=True):
+            self.right.setdefault(target, []).append(found == target)
+
+    def compute(self) -> float:
+        return min(sum(own) / len(own) for own in self.right.values())
 
 
 class Largest:
