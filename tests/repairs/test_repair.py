@@ -252,6 +252,50 @@ def test_a_layer_used_twice_gets_the_fit_over_both_uses() -> None:
     assert max(float(g.abs().max()) for g in gradients) < 1e-6 * float(loss.detach())
 
 
+def test_what_is_used_once_sees_what_repaired_layers_before_it_give() -> None:
+    class TwiceAndOnce(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.mix, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def before(self, x):
+            return self.mix(self.mix(self.up(x).tanh()).tanh()).tanh()
+
+        def forward(self, x):
+            return self.last(self.before(x))
+
+    torch.manual_seed(16)
+    model = TwiceAndOnce().double()
+    x = torch.randn(2000, 4).double()
+    program = trace(model, (x[:2],))
+    groups = find_groups(program)
+    chosen = plan(groups, {g.name: torch.arange(g.size) for g in groups}, sparsity=0.25)
+    small = cut(model, chosen, program=program)
+    done = repair(small, model, chosen, [x], program=program, groups=groups, ridges=(1e-12,))
+    assert set(done.refitted) >= {"mix.weight", "last.weight"}
+    inputs = np.c_[small.before(x).detach().numpy(), np.ones(len(x))]
+    expected, *_ = np.linalg.lstsq(inputs, model(x).detach().numpy(), rcond=None)
+    np.testing.assert_allclose(small.last.weight.detach().numpy(), expected[:-1].T, atol=1e-6)
+
+
+def test_the_bias_of_a_table_stays_where_nothing_was_removed() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.decoder = nn.Embedding(7, 6), nn.Linear(6, 7)
+            self.decoder.weight = self.table.weight
+
+        def forward(self, tokens):
+            return self.decoder(self.table(tokens).tanh())
+
+    torch.manual_seed(17)
+    model = Tied().double()
+    tokens = torch.randint(7, (40, 5))
+    program, groups, chosen, small = setting(model, tokens, {"table": list(range(6))})
+    done = repair(small, model, chosen, [tokens], program=program, groups=groups)
+    assert done.changes == () and torch.equal(small.decoder.bias, model.decoder.bias)
+
+
 RECURRENT = [
     (nn.LSTM, {}),
     (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
