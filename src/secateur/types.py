@@ -216,7 +216,7 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Allocation:
-    """One chosen curve point for each group.
+    """One chosen curve point for each group. It prints as a table.
 
     Attributes:
         levels: index into each group's curve.
@@ -244,6 +244,19 @@ class Allocation:
     def gap(self) -> float:
         """Fraction of the predicted damage that a better allocation could spare at most."""
         return 0.0 if self.damage <= self.bound else 1 - self.bound / self.damage
+
+    def __str__(self) -> str:
+        """Whether the budget is met and at what damage, and every width.
+
+        >>> print(Allocation({"up": 1}, {"up": 4}, 0.25, {"macs": 120.0}, bound=0.25))
+        within the budget: macs 120; predicted damage 0.25
+        up  4
+        """
+        costs = ", ".join(f"{name} {cost:g}" for name, cost in self.costs.items())
+        above = f", of which a better choice could spare {self.gap:.2%} at most" if 0 < self.gap < 1 else ""
+        first = f"{self.status.value}: {costs}; predicted damage {self.damage:.4g}{above}"
+        longest = max(map(len, self.widths), default=0)
+        return "\n".join([first, *(f"{name:<{longest}}  {width}" for name, width in self.widths.items())])
 
 
 @dataclass(frozen=True)

@@ -190,3 +190,17 @@ def test_a_plan_keeps_the_widths_of_an_allocation() -> None:
     for both in ({}, {"sparsity": 0.5, "widths": {"stem": 4}}):
         with pytest.raises(ArgumentError, match="exactly one"):
             sc.plan(groups, scores, **both)
+
+
+def test_an_allocation_prints_costs_damage_and_widths() -> None:
+    curves = {
+        name: Curve(name, (4, 2), (0.0, 0.5), np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]))
+        for name in ("a", "long name")
+    }
+    first, *rows = str(allocate(curves, lambda w: w["a"] + w["long name"], 6.0)).splitlines()
+    assert first == "within the budget: cost 6; predicted damage 1"
+    assert [row.rsplit(maxsplit=1) for row in rows] in (
+        [["a", "2"], ["long name", "4"]],
+        [["a", "4"], ["long name", "2"]],
+    )
+    assert "no choice meets the budget" in str(allocate(curves, lambda w: w["a"] + w["long name"], 3.0))

@@ -62,6 +62,9 @@ class Selection:
     as_good: tuple[str, ...]
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 def select(
     candidates: Mapping[str, Candidate],
