@@ -35,3 +35,17 @@ def test_a_criterion_with_a_curve_gives_it(setting) -> None:
     (group,), statistics, obs = setting
     errors = obs.curve(group, statistics).errors
     assert sc.predict([group], statistics, obs) == {group.name: {2: errors[6], 4: errors[4], 6: errors[2]}}
+
+
+def test_units_of_several_rows_go_together() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1, groups=2), nn.ReLU(), nn.Conv2d(4, 3, 1)
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.randn(20, 2, 3, 3).double()
+    groups = [g for g in sc.find_groups(sc.trace(model, (x[:2],))) if (g.rows, g.size) == (2, 8)]
+    obs = sc.GroupOBS()
+    statistics = sc.collect(model, groups, [x], needs=obs.needs)
+    errors = obs.curve(groups[0], statistics).errors
+    found = sc.predict(groups[:1], statistics, obs)[groups[0].name]
+    assert list(found) == list(range(groups[0].minimum, 4))
+    assert found == {width: errors[2 * (4 - width)] for width in found}
