@@ -13,9 +13,11 @@ import secateur as sc
 from secateur.data import as_batches
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.sensitivity.result import Scan
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.plan import plan_widths
 from secateur.training.loop import retrain
+from secateur.types import Curve
 
 LEVELS = (0.4, 0.8)
 
@@ -244,3 +246,11 @@ def test_a_refit_needs_its_statistics_and_masked_groups(setting: Setting) -> Non
     grams = sc.collect(tied, groups, setting.calibration, needs=sc.GroupOBS().needs)
     with pytest.raises(sc.ArgumentError, match="serves masked groups only"):
         sc.scan(program, groups, {groups[0].name: torch.rand(8)}, setting.data, after=sc.AfterRefit(grams))
+
+
+def test_what_repair_makes_up_for_is_not_called_a_broken_probe() -> None:
+    whole = np.zeros((2, 5))
+    curve = Curve("a", (4, 2), (0.0, 0.5), whole, whole)
+    said = str(Scan({"a": curve}, after="repair"))
+    assert said.endswith("before calling them robust, unless repair made up for all of it")
+    assert str(Scan({"a": curve})).endswith("before calling them robust")

@@ -94,6 +94,16 @@ class LatencyTable:
                 total[names] = total[names] + turned if names in total else turned
         return list(total.items())
 
+    def __str__(self) -> str:
+        """What it predicts of the dense model, and how well it does.
+
+        >>> print(LatencyTable((lambda widths: 0.002,), error=0.03))
+        2 ms with all units, from 1 operators; at most 3.0% from whole models that were timed
+        """
+        held = "" if math.isnan(self.error) else f"; at most {self.error:.1%} from whole models that were timed"
+        without = f"; not timed by themselves: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"{1e3 * self({}):.4g} ms with all units, from {len(self.operators)} operators{held}{without}"
+
     def slower(self, factor: float) -> "LatencyTable":
         """The table with all that it predicts times `factor`."""
         return replace(self, scale=self.scale * factor, overhead_s=self.overhead_s * factor)

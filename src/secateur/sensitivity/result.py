@@ -173,6 +173,7 @@ class Scan(Mapping[str, Curve]):
             yield (
                 f"suspicious: removing units of {', '.join(self.suspicious)} changed nothing at any sparsity; suspect "
                 "the probe (data that never reaches them, a metric that does not read them) before calling them robust"
+                + (f", unless {self.after} made up for all of it" if self.after else "")
             )
 
 

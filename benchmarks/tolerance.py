@@ -1,9 +1,10 @@
-"""Whether the cross-validated tolerance holds on fresh data: a network of digits, validation drawn again and again.
+"""Whether the cross-validated tolerance holds on fresh data: validation drawn again and again.
 
-All damages are measured once on all samples that the network was not trained on; each repetition draws validation
+All damages are measured once on samples that the network was not trained on; each repetition draws validation
 samples from them, chooses a budget by them alone, and is held against the rest.
 
-python benchmarks/tolerance_digits.py --out benchmarks/tolerance/digits.json
+python benchmarks/tolerance.py --network digits --out benchmarks/tolerance/digits.json
+python benchmarks/tolerance.py --network resnet20 --data DIR --weights FILE --validation 2500 --out FILE
 """
 
 import argparse
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from cifar10 import calibration_images, read_cifar10, trained_resnet20
 from recording import save_report
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 import secateur as sc
@@ -32,6 +34,7 @@ from secateur.zoo.digits import digits_cnn
 
 TRAINED_ON = 500
 Widths = Mapping[str, int]
+Batches = list[tuple[Tensor, Tensor]]
 
 
 def trained(x: torch.Tensor, y: torch.Tensor, seed: int) -> nn.Module:
@@ -105,31 +108,54 @@ def repetition(pool: Pool, cost: Any, tolerance: float, validation: int, rng: np
     }
 
 
+def digits_network(seed: int) -> tuple[nn.Module, Batches, Batches]:
+    """A network trained on some digits, these, and the rest."""
+    x, y = digits()
+    model = trained(x[:TRAINED_ON], y[:TRAINED_ON], seed)
+    return model, [(x[:TRAINED_ON], y[:TRAINED_ON])], [(x[TRAINED_ON:], y[TRAINED_ON:])]
+
+
+def resnet_network(data: Path, weights: Path) -> tuple[nn.Module, Batches, Batches]:
+    """ResNet-20, 1,000 of the images that it was trained on, and the 5,000 of the validation half."""
+    x, y = read_cifar10(data, "validation")
+    pool = list(zip(x.split(250), y.split(250), strict=True))
+    return trained_resnet20(weights), calibration_images(read_cifar10(data, "train"), 0), pool
+
+
+def pool_of(model: nn.Module, calibration: Batches, samples: Batches) -> tuple[Pool, Any]:
+    """Scores of the calibration samples, curves of the others, and costs."""
+    data, metric, loss = as_batches(samples, "pool"), resolve_metric("accuracy"), resolve_loss("cross_entropy")
+    program = sc.trace(model, (samples[0][0][:2],))
+    groups = sc.find_groups(program)
+    criterion = sc.Taylor()
+    statistics = sc.collect(model, groups, calibration, needs=criterion.needs)
+    prober = probe(
+        model, groups, sc.score(groups, statistics, criterion), data, metric=metric, loss=loss,
+        baseline=evaluate(model, data, metric=metric, loss=loss), program=program,
+    )  # fmt: skip
+    return Pool(prober, measure_curves(prober)), sc.costs(program, groups)
+
+
 def main() -> None:
     """Repeat and write."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=["digits", "resnet20"], required=True)
+    parser.add_argument("--data", type=Path, help="of resnet20")
+    parser.add_argument("--weights", type=Path, help="of resnet20")
     parser.add_argument("--tolerance", type=float, default=0.02)
     parser.add_argument("--validation", type=int, default=600)
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--networks", type=int, default=1, help="trained anew, so many repetitions each")
+    parser.add_argument("--networks", type=int, default=1, help="digits: trained anew, so many repetitions each")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    x, y = digits()
     runs: list[dict[str, Any]] = []
     for seed in range(options.networks):
-        model = trained(x[:TRAINED_ON], y[:TRAINED_ON], seed)
-        data = as_batches([(x[TRAINED_ON:], y[TRAINED_ON:])], "pool")
-        metric, loss = resolve_metric("accuracy"), resolve_loss("cross_entropy")
-        program = sc.trace(model, (x[:2],))
-        groups = sc.find_groups(program)
-        criterion = sc.Taylor()
-        statistics = sc.collect(model, groups, [(x[:TRAINED_ON], y[:TRAINED_ON])], needs=criterion.needs)
-        prober = probe(
-            model, groups, sc.score(groups, statistics, criterion), data, metric=metric, loss=loss,
-            baseline=evaluate(model, data, metric=metric, loss=loss), program=program,
-        )  # fmt: skip
-        pool, cost = Pool(prober, measure_curves(prober)), sc.costs(program, groups)
+        if options.network == "digits":
+            model, calibration, samples = digits_network(seed)
+        else:
+            model, calibration, samples = resnet_network(options.data, options.weights)
+        pool, cost = pool_of(model, calibration, samples)
         rng = np.random.default_rng(seed)
         for number in range(options.repetitions):
             found = repetition(pool, cost, options.tolerance, options.validation, rng)
@@ -140,7 +166,7 @@ def main() -> None:
         {
             "tolerance": options.tolerance,
             "validation_samples": options.validation,
-            "fresh_samples": len(x) - TRAINED_ON - options.validation,
+            "fresh_samples": sum(len(y) for _, y in samples) - options.validation,
             "repetitions": len(runs),
             "exceeded": sum(run["exceeds"] for run in runs),
             "within_a_tenth_of_the_best": sum(run["within_a_tenth_of_the_best"] for run in runs),
