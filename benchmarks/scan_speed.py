@@ -205,7 +205,7 @@ class Bench:
         return {"exhaustive": base, **ways}
 
     def joint(self, curves: Scan) -> tuple[dict[str, int], Any]:
-        """The allocation of half the multiply-adds by these curves, and what it loses on each sample."""
+        """The allocation of 70 % of the multiply-adds by these curves, and what it loses on each sample."""
         known = {name: replace(c, loss_damage=c.damage) for name, c in curves.items()}
         found = sc.allocate(known, sc.costs(self.program, self.groups), sc.Budget(macs=0.7))
         return dict(found.widths), self.prober.damage(found.widths)[0]

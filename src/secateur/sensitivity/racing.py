@@ -31,7 +31,10 @@ LEAST_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Racing:
-    """When a point has samples enough.
+    """When a point has samples enough to tell on which side of a boundary it lies.
+
+    It is for thresholds. What lies far from all boundaries stops early and is known roughly, so an allocation within a
+    budget is worse from raced curves, unless stages are large or boundaries many.
 
     Attributes:
         boundaries: of the mean damage, in its unit; a point stops when it is clear of all of them. A tolerance.
