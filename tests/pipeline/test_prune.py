@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.pipeline import prune as job, rounds
+from secateur.pipeline import prune as job, rounds, scene
 from secateur.repairs.changes import REPEATED_NORM
 from secateur.sensitivity.executor import Measure
 from secateur.sensitivity.probe import Probe
@@ -278,10 +278,11 @@ def test_under_a_tolerance_the_rounds_aim_at_the_narrowest_widths_scanned(
 
 @pytest.mark.parametrize("goal", [{"budget": sc.Budget(macs=0.3)}, {"tolerance": 0.03}], ids=str)
 def test_a_finished_run_repeats_no_round(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: dict) -> None:
-    counts = dict.fromkeys(("trace", "collect", "retrain"), 0)
+    homes = {"trace": scene, "collect": scene, "retrain": rounds}
+    counts = dict.fromkeys(homes, 0)
 
     def counted(name: str):
-        honest = getattr(rounds, name)
+        honest = getattr(homes[name], name)
 
         def call(*args, **kwargs):
             counts[name] += 1
@@ -289,8 +290,8 @@ def test_a_finished_run_repeats_no_round(net: Net, tmp_path: Path, monkeypatch: 
 
         return call
 
-    for name in counts:
-        monkeypatch.setattr(rounds, name, counted(name))
+    for name, home in homes.items():
+        monkeypatch.setattr(home, name, counted(name))
 
     def run() -> sc.Result:
         return sc.prune(net, ARGS, **DATA, **goal, retrain=TRAINING, controls=("random",), run_dir=tmp_path, **QUICK)

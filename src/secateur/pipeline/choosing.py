@@ -13,7 +13,7 @@ from secateur.criteria.criterion import Criterion
 from secateur.criteria.magnitude import Magnitude
 from secateur.describe import without_addresses
 from secateur.pipeline.aims import Aim, objective_of
-from secateur.pipeline.rounds import Scene, measured_curves, set_scene
+from secateur.pipeline.scene import Scene, measured_curves, set_scene
 from secateur.pipeline.search import GRID
 from secateur.pipeline.task import Task, summarise
 from secateur.types import Curve, Curves

@@ -29,10 +29,11 @@ from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.latency import Stopwatch, clock_model
 from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
-from secateur.pipeline.rounds import ByCurves, measured_damage, uniformly
+from secateur.pipeline.rounds import measured_damage
 from secateur.pipeline.scope import EXPERTS, Scope
 from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
 from secateur.pipeline.task import Task
+from secateur.pipeline.widths import ByCurves, uniformly
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.keys import fingerprint

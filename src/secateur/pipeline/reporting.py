@@ -19,7 +19,8 @@ from secateur.describe import describe, without_addresses
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
-from secateur.pipeline.rounds import Round, Scene
+from secateur.pipeline.rounds import Round
+from secateur.pipeline.scene import Scene
 from secateur.pipeline.scope import Scope
 from secateur.pipeline.search import Search
 from secateur.pipeline.task import Damage, Task

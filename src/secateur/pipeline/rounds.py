@@ -1,65 +1,23 @@
 """One round: score, allocate, cut, repair, retrain, and compare with the fixed baseline."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
-from secateur.allocation.allocate import allocate_within
-from secateur.allocation.knapsack import uniform_allocation
-from secateur.allocation.local_search import refine_within
-from secateur.criteria.collect import collect
-from secateur.criteria.criterion import needs_of, score
-from secateur.errors import BudgetError
-from secateur.graph.costs import CostModel, cost_model, item_bytes
-from secateur.graph.groups import Structure
-from secateur.graph.trace import Program, trace
 from secateur.measures.evaluate import evaluate
-from secateur.measures.latency_table import LatencyTable
 from secateur.measures.metrics import resolve_loss
-from secateur.pipeline.aims import objective_of
+from secateur.pipeline.drafting import cut_in_time
 from secateur.pipeline.latency import Timed
-from secateur.pipeline.scope import followed
+from secateur.pipeline.scene import Scene
 from secateur.pipeline.task import Damage, Task, summarise
+from secateur.pipeline.widths import Allocator
 from secateur.repairs.repair import repair
-from secateur.sensitivity.probe import Probe, probe
-from secateur.sensitivity.result import Scan
-from secateur.sensitivity.scan import measure_curves
 from secateur.storage.saved_model import load_model, read_manifest, save_model
-from secateur.surgery.cut import cut
-from secateur.surgery.plan import Plan, plan_widths
+from secateur.surgery.plan import Plan
 from secateur.training.loop import retrain
-from secateur.types import Curves, Group, Note, Status
-
-CORRECTIONS = 4
-LEAST_CORRECTION = 1.02
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A model at the start of a round, and all that is known of it.
-
-    Attributes:
-        model: as it is now.
-        program: traced from it.
-        found: all that its types tell, under the user's `ignore`.
-        groups: what may be cut.
-        names: name of a group -> its name in the dense model.
-        cost: what it would cost at other widths.
-        share: widths -> what is left of the dense cost.
-        probe: measures damage against the fixed baseline.
-    """
-
-    model: nn.Module
-    program: Program
-    found: Structure
-    groups: tuple[Group, ...]
-    names: Mapping[str, str]
-    cost: CostModel
-    share: Callable[[Mapping[str, int]], float]
-    probe: Probe
+from secateur.types import Note
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,98 +58,6 @@ class Round:
         return self.retrained or self.repaired or self.cut
 
 
-class Allocator(Protocol):
-    """Chooses the width of every group so that at most `target` of the dense cost is left."""
-
-    def __call__(self, scene: Scene, target: float) -> "Allotted":
-        """Units kept in a row of each group."""
-
-
-@dataclass(frozen=True)
-class Allotted:
-    """Units kept in a row of each group, and how they were found where that is worth telling."""
-
-    widths: Mapping[str, int]
-    note: str = ""
-
-
-def set_scene(task: Task, model: nn.Module) -> Scene:
-    """Trace, find groups, score them, and make ready to measure."""
-    program = trace(model, task.args, task.kwargs)
-    found = task.scope.structure(program)
-    same = followed(task.scope.later_groups(program), task.cuttable)
-    groups = tuple(same.values())
-    statistics = collect(
-        model, groups, task.calibration, needs=needs_of(task.criterion), loss=task.loss, progress=task.progress
-    )
-    prober = probe(
-        model,
-        groups,
-        score(groups, statistics, task.criterion),
-        task.validation,
-        metric=task.metric,
-        loss=resolve_loss(task.loss),
-        baseline=task.baseline,
-        program=program,
-    )
-    cost = cost_model(found, item_bytes(program))
-    if task.clocked is not None:
-        cost = replace(cost, latency=task.clocked.table(found, groups))
-    names = {group.name: name for name, group in same.items()}
-    return Scene(model, program, found, groups, names, cost, lambda widths: task.share(cost, widths), prober)
-
-
-def measured_curves(task: Task, scene: Scene) -> Scan:
-    """Curves of every group of the scene."""
-    return measure_curves(
-        scene.probe, sparsities=task.sparsities, racing=task.racing, executor=task.executor, store=task.store,
-        progress=task.progress,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class ByCurves:
-    """Allocate by measured curves: least predicted loss within the budget."""
-
-    task: Task
-    known: Curves | None = None
-
-    def __call__(self, scene: Scene, target: float) -> Allotted:
-        """Units kept in a row of each group."""
-        curves = self.known or measured_curves(self.task, scene)
-        bounds = self.task.limits(scene.cost, target)
-        found = allocate_within(curves, bounds, objective_of(self.task.objective, scene.probe.scores))
-        if found.status is Status.INFEASIBLE:
-            raise BudgetError(
-                f"no allocation reaches {target:.1%} of the dense cost; the least that the "
-                f"scanned sparsities allow is {scene.share(found.widths):.1%}: raise the budget, scan "
-                "higher sparsities, or ignore fewer modules"
-            )
-        if self.task.local_search < 1:
-            return Allotted(found.widths)
-        with self.task.progress.stage("local search", self.task.local_search) as advance:
-
-            def measure(widths: Mapping[str, int]) -> tuple[float, float]:
-                advance(1)
-                joint = summarise(scene.probe.damage(widths)[1])
-                return joint.mean, joint.standard_error
-
-            searched = refine_within(found, curves, bounds, measure=measure, measurements=self.task.local_search)
-        return Allotted(searched.allocation.widths, str(searched))
-
-
-def uniformly(scene: Scene, target: float) -> Allotted:
-    """The same fraction of every group, and of the branches; of these the lowest-scored go first."""
-    full = {group.name: group.width for group in scene.groups}
-    multiples = {group.name: group.multiple_of for group in scene.groups}
-    least = {group.name: group.minimum for group in scene.groups}
-    branches = [group.name for group in scene.groups if group.minimum == 0]
-    going = sorted(branches, key=lambda name: float(scene.probe.scores[name]))
-    return Allotted(
-        uniform_allocation(full, target, scene.share, multiple_of=multiples, minimum=least, removable=going)
-    )
-
-
 def run_round(
     task: Task,
     scene: Scene,
@@ -203,7 +69,7 @@ def run_round(
     directory: Path | None,
 ) -> Round:
     """Bring the scene's model to `target` times the dense cost, and keep the result in `directory`."""
-    draft = _cut_in_time(task, scene, allocator, target)
+    draft = cut_in_time(task, scene, allocator, target)
     widths, step, small = draft.widths, draft.step, draft.small
     after_cut = measured_damage(task, small)
     after_repair = after_training = None
@@ -239,63 +105,6 @@ def run_round(
     if directory is not None:
         _save(task, result, directory)
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Draft:
-    """A model that was cut, as yet without repair."""
-
-    widths: Mapping[str, int]
-    note: str
-    step: Plan
-    small: nn.Module
-    timed: Timed | None
-
-
-def _cut_in_time(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Draft:
-    """Cut to the target; where latency is bounded, correct what is predicted by what is measured until it holds."""
-    best = _draft(task, scene, allocator, target)
-    last, correction = best.timed, 1.0
-    for number in range(1, CORRECTIONS + 1):
-        if last is None or last.is_met:
-            break
-        correction *= max(last.measured_s / last.predicted_s, LEAST_CORRECTION)
-        try:
-            draft = _draft(task, _slower(task, scene, correction), allocator, target)
-        except BudgetError:
-            break
-        assert draft.timed is not None
-        assert best.timed is not None
-        last = replace(draft.timed, corrections=number)
-        if last.measured_s < best.timed.measured_s or last.is_met:
-            best = replace(draft, timed=last)
-    return best
-
-
-def _draft(task: Task, scene: Scene, allocator: Allocator, target: float) -> _Draft:
-    allotted = allocator(scene, target)
-    widths = allotted.widths
-    step = plan_widths(scene.groups, scene.probe.scores, widths)
-    small = cut(scene.model, step, program=scene.program)
-    if task.clocked is None:
-        return _Draft(widths, allotted.note, step, small, None)
-    [limit] = (limit for limit in task.limits(scene.cost, target) if limit.name == "latency")
-    dense_s = task.dense.prices["latency"]({})
-    timed = task.clocked.timed(
-        [task.model, small],
-        task.args,
-        task.kwargs,
-        predicted=limit.cost(widths) / dense_s,
-        allowed=limit.bound / dense_s,
-    )
-    return _Draft(widths, allotted.note, step, small, timed)
-
-
-def _slower(task: Task, scene: Scene, factor: float) -> Scene:
-    """The scene in which all predicted latencies are multiplied by `factor`."""
-    assert isinstance(scene.cost.latency, LatencyTable)
-    cost = replace(scene.cost, latency=scene.cost.latency.slower(factor))
-    return replace(scene, cost=cost, share=lambda widths: task.share(cost, widths))
 
 
 def measured_damage(task: Task, model: nn.Module) -> Damage:

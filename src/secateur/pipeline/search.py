@@ -9,8 +9,10 @@ from torch import nn
 from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds, refine_budgets
 from secateur.errors import BudgetError
 from secateur.pipeline.aims import objective_of
-from secateur.pipeline.rounds import Allocator, ByCurves, Round, Scene, run_round, saved_round, set_scene
+from secateur.pipeline.rounds import Round, run_round, saved_round
+from secateur.pipeline.scene import Scene, set_scene
 from secateur.pipeline.task import Task
+from secateur.pipeline.widths import Allocator, ByCurves
 from secateur.surgery.plan import Plan
 from secateur.types import Curves
 
