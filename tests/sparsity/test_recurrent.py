@@ -1,6 +1,6 @@
 """Recurrent weights are fitted to what the dense layer gives from its own states."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import secateur as sc
 from secateur.capture.recurrent import Layer, Weights
 from secateur.sparsity import sparsify as module
 from secateur.sparsity.plan import SparsityPlan
-from secateur.sparsity.seen_recurrent import seen_layer
+from secateur.sparsity.seen_recurrent import Role, seen_layer
 
 SAMPLES, STEPS, INPUTS, HIDDEN = 80, 5, 4, 6
 
@@ -82,6 +82,28 @@ def test_a_grus_product_with_the_states_is_wanted_as_it_is() -> None:
         expected = float((before @ rnn.weight_hh_l0.T).square().sum())
     assert found.fit.wanted is not None and found.held.wanted is not None
     assert found.fit.wanted.energy + found.held.wanted.energy == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("role", ["ih", "hh"])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru"])
+def test_batches_of_sequences_are_only_parts_of_the_data(kind: Literal["rnn_tanh", "gru"], role: Role) -> None:
+    torch.manual_seed(0)
+    rnn = (nn.GRU if kind == "gru" else nn.RNN)(INPUTS, HIDDEN).double()
+    x = torch.randn(STEPS, 10, INPUTS).double()
+    parameters = [p.detach() for p in rnn.parameters()]
+
+    def seen(parts: list[int], scale: float = 1.0) -> list[Layer]:
+        weights = Weights(parameters[0] * scale, *parameters[1:])
+        zero = torch.zeros(10, HIDDEN).double()
+        return [Layer(kind, p, [p.shape[1]] * STEPS, (zero[: p.shape[1]],), weights, False) for p in x.split(parts, 1)]
+
+    whole, parts = (seen_layer(seen(sizes, 0.5), role, seen(sizes)) for sizes in ([10], [3, 5, 2]))
+    for a, b in ((whole.fit, parts.fit), (whole.held, parts.held)):
+        assert a.gram.positions == b.gram.positions
+        torch.testing.assert_close(a.gram.total, b.gram.total)
+        assert a.wanted is not None and b.wanted is not None
+        torch.testing.assert_close(a.wanted.cross, b.wanted.cross)
+        assert a.wanted.energy == pytest.approx(b.wanted.energy)
 
 
 @pytest.mark.parametrize("make", [One, Packed])

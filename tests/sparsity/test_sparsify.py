@@ -236,6 +236,24 @@ def test_a_batch_norm_takes_the_variance_that_comes_closest(elements: int, monke
     assert torch.allclose(after.mean((0, 2)), y.mean((0, 2)), atol=1e-5)
 
 
+def test_few_samples_decide_on_the_variance_too() -> None:
+    y = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0))
+    start, gain, mean, variance = torch.zeros(2), torch.ones(2), torch.zeros(2), torch.ones(2)
+    small, dense = (Norm(x, *moments, lambda t: t) for x, moments in ((y / 4, (mean, variance)), (y, (start, gain))))
+    recalibrate([small], [dense])
+    assert torch.allclose(variance, torch.full((2,), 1 / 16), rtol=1e-4)
+
+
+def test_a_channel_that_runs_against_the_dense_one_is_not_silenced() -> None:
+    torch.manual_seed(0)
+    y = torch.randn(400, 1, 5)
+    x = torch.randn(400, 1, 5) - y / 2
+    mean, variance = torch.zeros(1), torch.ones(1)
+    recalibrate([Norm(x, mean, variance, lambda t: t)], [Norm(y, torch.zeros(1), torch.ones(1), lambda t: t)])
+    fitted = x[[k for k in range(400) if k % 4 != 3]]
+    assert variance.item() == pytest.approx(float(fitted.var(correction=0)), rel=1e-5)
+
+
 def test_weights_know_whether_a_batch_norm_follows() -> None:
     model, batches = made("convolutions")
     found = find_weights(model, Batch((batches[0][:1],), {}, None))

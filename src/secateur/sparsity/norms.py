@@ -90,7 +90,7 @@ def _sums(norms: Sequence[Norm], targets: Sequence[Norm] | None) -> tuple[_Sums,
         target = None if targets is None else targets[number]
         fit += _of(norm, target, ~is_held)
         held += _of(norm, target, is_held)
-    return (fit, held) if fit.count else (held, held)
+    return fit, held
 
 
 def _of(norm: Norm, target: Norm | None, chosen: Tensor) -> _Sums:
