@@ -38,6 +38,7 @@ class Way:
 
 
 WAYS = {
+    "ALPS": Way(sc.ALPS()),
     "OBC": Way(sc.OBC()),
     "SparseGPT": Way(sc.SparseGPT()),
     "magnitude, refitted": Way(sc.Masked(refit=True)),

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from secateur.sensitivity.result import Scan
     from secateur.sensitivity.scan import scan
     from secateur.sparsity.allocate import ERK, OWL, Global, Measured, Sparsity, Uniform, sparsity_plan
+    from secateur.sparsity.alps import ALPS
     from secateur.sparsity.hold import hold, release
     from secateur.sparsity.method import Masked
     from secateur.sparsity.obc import OBC
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 
 # Public name -> where it lives.
 _HOMES = {
+    "ALPS": "secateur.sparsity.alps:ALPS",
     "ActivationNorm": "secateur.criteria.activations:ActivationNorm",
     "ActivationVariance": "secateur.criteria.energy:ActivationVariance",
     "ActiveShare": "secateur.criteria.activations:ActiveShare",
@@ -213,6 +215,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ALPS",
     "ERK",
     "KFAC",
     "LAMP",

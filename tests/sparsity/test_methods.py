@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ArgumentError, NumericalError
-from secateur.sparsity import obc
+from secateur.sparsity import alps, obc
+from secateur.sparsity.alps import ALPS
 from secateur.sparsity.curvature import Curvature, curvature_of
 from secateur.sparsity.method import Masked, Method
 from secateur.sparsity.obc import OBC, elimination_order
@@ -147,7 +148,7 @@ def test_sparsegpt_with_a_mask_is_elimination_from_left_to_right(inputs: Tensor,
 
 @pytest.mark.parametrize("pattern", [Unstructured(), Unstructured(per_row=True), NM(2, 4), Blocks(1, 3)])
 @pytest.mark.parametrize(
-    "method", [Masked(), Masked(refit=True), Masked("wanda"), Masked("wanda", refit=True), SparseGPT(block=4)]
+    "method", [ALPS(), Masked(), Masked(refit=True), Masked("wanda"), Masked("wanda", refit=True), SparseGPT(block=4)]
 )
 def test_every_method_makes_every_pattern_exactly(
     method: Method, pattern: Pattern, inputs: Tensor, weight: Tensor
@@ -161,7 +162,7 @@ def test_every_method_makes_every_pattern_exactly(
     assert torch.equal(method.prepared(weight, curvature(inputs), pattern)(0.0).keep, torch.ones_like(found.keep))
 
 
-@pytest.mark.parametrize("method", [Masked(), Masked("wanda"), OBC(), Masked(refit=True)])
+@pytest.mark.parametrize("method", [Masked(), Masked("wanda"), OBC(), ALPS(), Masked(refit=True)])
 def test_order_of_rows_and_columns_does_not_matter(method: Method, inputs: Tensor, weight: Tensor) -> None:
     rows, columns = torch.randperm(ROWS), torch.randperm(COLUMNS)
     found = method.prepared(weight, curvature(inputs), Unstructured())(0.6)
@@ -198,12 +199,72 @@ def test_obc_beats_what_looks_at_each_weight_once(inputs: Tensor, weight: Tensor
         assert least < error(inputs, method.prepared(weight, h, Unstructured())(0.6).matrix - weight)
 
 
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(1, 3), Blocks(1, 3)])
+def test_alps_lies_between_the_best_of_all_masks_and_the_largest_weights(pattern: Pattern) -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns, shares = 6, []
+    masks = torch.tensor(list(itertools.product([False, True], repeat=columns)))
+    for _ in range(20):
+        x = torch.randn(1, 40, columns, generator=generator).double()
+        x = x @ torch.randn(columns, columns, generator=generator).double()
+        w = torch.randn(1, 1, columns, generator=generator).double()
+        h, sparsity = curvature(x), 2 / 3 if isinstance(pattern, NM) else 0.5
+        found = ALPS(damping=0).prepared(w, h, pattern)(sparsity)
+        largest = Masked(refit=True, damping=0).prepared(w, h, pattern)(sparsity)
+        # A mask is the pattern's own if the pattern, asked by it, gives it back.
+        own = [m for m in masks if torch.equal(pattern.keep(m[None, None].double(), sparsity)[0, 0], m)]
+        best = min(error(x, lstsq(x, w, m[None, None]) - w) for m in own)
+        now, start = error(x, found.matrix - w), error(x, largest.matrix - w)
+        assert best * (1 - 1e-9) <= now <= start * (1 + 1e-9)
+        assert torch.allclose(found.matrix, lstsq(x, w, found.keep), atol=1e-7)
+        shares.append((start - now) / (start - best) if start > best * (1 + 1e-9) else 1.0)
+    assert np.mean(shares) > 0.6
+
+
+def test_a_step_of_alps_is_the_papers(inputs: Tensor, weight: Tensor) -> None:
+    """W = (H + rI)^-1 (H W0 - V + r D), D the largest of W + V / r, V += r (W - D): solved, not diagonalised."""
+    h = curvature(inputs)
+    scale = h.moments.diagonal(dim1=1, dim2=2).sqrt()
+    moments = h.moments / scale.unsqueeze(1) / scale.unsqueeze(2)
+    dense = (weight * scale.unsqueeze(1)).mT
+    sparse, dual, rho = dense, torch.zeros_like(dense), 0.1
+    seen = torch.ones_like(dense, dtype=torch.bool)
+    for step in range(1, 10):
+        system = moments + rho * torch.eye(COLUMNS).double()
+        free = torch.linalg.solve(system, moments @ dense - dual + rho * sparse)
+        aim = free + dual / rho
+        keep = aim.abs() >= aim.abs().flatten().sort().values[-int(0.4 * aim.numel() + 0.5)]
+        sparse = torch.where(keep, aim, 0.0)
+        dual = dual + rho * (free - sparse)
+        found = ALPS(damping=0, steps=step).prepared(weight, h, Unstructured())(0.6)
+        largest = Masked(refit=True, damping=0).prepared(weight, h, Unstructured())(0.6)
+        fitted = lstsq(inputs, weight, keep.mT)
+        if error(inputs, fitted - weight) < error(inputs, largest.matrix - weight):
+            assert torch.equal(found.keep, keep.mT)
+        else:
+            assert torch.equal(found.keep, largest.keep)
+        if step % 3 == 0:
+            changed = int((keep != seen).sum()) / int(keep.sum())
+            rho *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
+            seen = keep
+
+
+@pytest.mark.parametrize(("changed", "rise"), [(0.1, 1.3), (0.0999, 1.2), (0.005, 1.2), (0.0049, 1.1)])
+def test_the_penalty_of_alps_rises_as_the_paper_says(changed: float, rise: float) -> None:
+    assert alps._rise(changed) == rise
+
+
+def test_alps_refuses_no_steps() -> None:
+    with pytest.raises(ArgumentError, match="steps=0"):
+        ALPS(steps=0)
+
+
 def test_obc_refuses_blocks(inputs: Tensor, weight: Tensor) -> None:
     with pytest.raises(ArgumentError, match="blocks 2x2"):
         OBC().prepared(weight, curvature(inputs), Blocks(2, 2))
 
 
-@pytest.mark.parametrize("method", [OBC(), SparseGPT(), Masked(refit=True)])
+@pytest.mark.parametrize("method", [OBC(), ALPS(), SparseGPT(), Masked(refit=True)])
 def test_dead_inputs_lose_their_weights_and_singular_moments_are_damped(method: Method, weight: Tensor) -> None:
     x = torch.randn(SAMPLES, 1, GROUPS, COLUMNS, dtype=torch.float64)
     x[..., 2] = 0

@@ -78,10 +78,10 @@ def test_a_bare_vector_is_one_sample() -> None:
 
 
 def test_positions_are_drawn_for_all_samples_alike_and_for_both_models() -> None:
-    before, now, weight, bias = tables(5, 1000)
+    before, now, weight, bias = tables(5, 5000)
     found = seen_calls([call(now, weight, bias)], [call(before, weight, bias)])
-    # 200 for each of three columns, over five samples.
-    assert (found.fit.gram.positions, found.held.gram.positions) == (4 * 120, 120)
+    # 1,000 for each of three columns, over five samples.
+    assert (found.fit.gram.positions, found.held.gram.positions) == (4 * 600, 600)
     same = seen_calls([call(now, weight, bias)], [call(now, weight, bias)])
     for sums in (same.fit, same.held):
         assert sums.wanted is not None

@@ -7,7 +7,7 @@ from pydantic import Field
 from secateur.cli.recipe_part import Names, Part
 
 MethodName = Literal[
-    "magnitude", "magnitude-refit", "obc", "ria", "ria-refit", "sparsegpt", "wanda", "wanda-refit"
+    "alps", "magnitude", "magnitude-refit", "obc", "ria", "ria-refit", "sparsegpt", "wanda", "wanda-refit"
 ]  # fmt: skip
 AllocationName = Literal["uniform", "erk", "magnitude", "lamp", "owl", "measured"]
 

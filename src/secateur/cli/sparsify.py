@@ -16,6 +16,7 @@ from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.task import summarise
 from secateur.report.formats import damage_text, error_text, metric_text
 from secateur.sparsity.allocate import ERK, OWL, Allocation, Global, Measured, Sparsity, Uniform
+from secateur.sparsity.alps import ALPS
 from secateur.sparsity.method import Masked, Method
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import pattern_named
@@ -26,6 +27,7 @@ from secateur.storage.saved_model import save_model
 from secateur.surgery.plan import Plan
 
 METHODS: dict[MethodName, Method] = {
+    "alps": ALPS(),
     "magnitude": Masked("magnitude"),
     "magnitude-refit": Masked("magnitude", refit=True),
     "obc": OBC(),

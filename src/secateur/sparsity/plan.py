@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur.errors import ArgumentError, PlanError
+from secateur.sparsity.alps import ALPS
 from secateur.sparsity.method import Masked, Method
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import Pattern, check_sparsity, pattern_named
 from secateur.sparsity.sparsegpt import SparseGPT
 
 SCHEMA_VERSION = 1
-METHODS: dict[str, Any] = {cls.__name__: cls for cls in (Masked, SparseGPT, OBC)}
+METHODS: dict[str, Any] = {cls.__name__: cls for cls in (Masked, SparseGPT, OBC, ALPS)}
 
 
 @dataclass(frozen=True)
