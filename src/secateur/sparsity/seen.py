@@ -16,8 +16,8 @@ HELD_EVERY = 4
 """Every so many samples one is held out."""
 
 ROWS_PER_COLUMN = 1000
-"""Positions that are drawn for each column of a matrix, if there are more. Of independent ones a fifth would do: the fit's
-excess error is one in as many. Those of one image are much alike."""
+"""Positions that are drawn for each column of a matrix, if there are more. Of independent ones a fifth would do (the
+fit's excess error is one in as many), but those of one image are much alike."""
 
 
 @dataclass(frozen=True, eq=False)
