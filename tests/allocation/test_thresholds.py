@@ -56,12 +56,39 @@ def test_each_sample_is_measured_once_by_an_allocation_that_never_saw_it() -> No
     assert len(calls) == len({(w, tuple(s)) for w, s in calls})
 
 
-def test_predicted_is_the_sum_of_single_damages_and_interaction_the_rest() -> None:
-    curves = noisy_curves(40, 1)
-    parts = folds(40, 4, np.random.default_rng(0))
-    found = cross_validate(curves, budgets=[0.5], cost=cost, joint=lambda w, s: np.full(len(s), 0.7), folds=parts)
+def test_predicted_is_the_sum_of_what_other_folds_say_of_each_group() -> None:
+    curves = noisy_curves(41, 1)
+    parts = folds(41, 4, np.random.default_rng(0))
+    expected = []
+
+    def joint(widths, samples):
+        others = [k for k in range(41) if k not in samples]
+        levels = {name: curve.widths.index(widths[name]) for name, curve in curves.items()}
+        expected.append(sum(curves[name].damage[level][others].mean() for name, level in levels.items()))
+        return np.full(len(samples), 0.7)
+
+    found = cross_validate(curves, budgets=[0.5], cost=cost, joint=joint, folds=parts)
     assert found.mean == pytest.approx([0.7])
-    assert found.interaction == pytest.approx(0.7 - found.predicted)
+    assert len(set(expected)) > 1
+    assert found.predicted == pytest.approx([sum(expected) / 4])
+    assert found.interaction == pytest.approx([0.7 - sum(expected) / 4])
+
+
+def test_the_error_is_that_of_the_mean_over_all_samples() -> None:
+    parts = folds(6, 3, np.random.default_rng(0))
+    curves = noisy_curves(6, 1)
+    found = cross_validate(curves, budgets=[0.9], cost=cost, joint=lambda w, s: s.astype(float), folds=parts)
+    # Of 0 to 5: the sum of squares about 2.5 is 17.5, so the variance is 3.5.
+    assert found.mean == pytest.approx([2.5]) and found.standard_error == pytest.approx([(3.5 / 6) ** 0.5])
+
+
+def test_progress_counts_measurements() -> None:
+    parts, told = folds(10, 2, np.random.default_rng(0)), []
+    cross_validate(
+        noisy_curves(10, 1), budgets=[0.9, 0.8, 0.7], cost=cost, joint=lambda w, s: np.zeros(len(s)), folds=parts,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(k, 6) for k in range(1, 7)]
 
 
 def test_a_budget_that_cannot_be_met_is_left_out() -> None:

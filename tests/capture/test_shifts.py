@@ -43,6 +43,15 @@ def test_the_cheaper_way_gives_the_same_gram_and_as_many_digits() -> None:
     torch.testing.assert_close(whole.total, expected.total, rtol=1e-12, atol=1e-9)
 
 
+def test_some_positions_are_only_these_where_shifts_would_be_cheaper() -> None:
+    form, x = FORMS["same"][0], torch.randn(3, 2, 12, 12, dtype=torch.float64)
+    some = torch.tensor([0, 17, 30])
+    assert is_cheaper(form, x, form.positions(x))
+    found, expected = gram_of_inputs(form, x, some), gram_of(form.design(x)[:, some])
+    assert found.positions == 9
+    torch.testing.assert_close(found.total, expected.total)
+
+
 def test_half_precision_is_summed_in_single() -> None:
     form = FORMS["same"][0]
     x = torch.full((4, 2, 32, 32), 3.0, dtype=torch.bfloat16)

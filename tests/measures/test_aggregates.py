@@ -89,6 +89,14 @@ def test_shares_have_the_metric_as_their_mean_and_the_bootstraps_error(name: str
     assert damage.std(ddof=1) / 800**0.5 == pytest.approx(spread, rel=0.12)
 
 
+def test_the_mean_of_shares_is_exact_where_more_samples_give_another_value() -> None:
+    rows = np.array([[1.0, 2.0], [3.0, 1.0], [2.0, 5.0]])
+    total = OfSums(lambda sums: sums[0] * sums[1])
+    assert total.value(rows) == 48.0
+    # By hand: the slope is (8, 6), so samples stand at 20, 30 and 46, which is -12, -2 and 14 from their mean.
+    assert total.shares(rows).tolist() == [48.0 - 36, 48.0 - 6, 48.0 + 42]
+
+
 def test_what_is_not_finite_afterwards_is_infinitely_bad() -> None:
     ratio = Metric("ratio", lambda o, t: o, higher_is_better=True, aggregate=OfSums(lambda sums: sums[0] / sums[1]))
     before, after = np.ones((3, 2)), np.ones((3, 2))
@@ -130,6 +138,16 @@ def test_objects_that_are_no_means_are_resampled_and_others_are_not() -> None:
     rows = evaluate(binary, [next(iter(as_batches([(x, labels)], "d")))], metric=area, loss=lambda o, t: o[:, 0]).metric
     assert area.value(rows) == pytest.approx(roc_auc_score(labels[:, 0], binary(x).detach()[:, 0]), abs=1e-6)
     assert area.higher_is_better
+
+
+def test_an_object_that_is_a_mean_with_wrong_targets_alone_is_none() -> None:
+    y = torch.arange(30) % 3
+    # Some of class 0 are taken for class 1, which their neighbours are not either: next to them nothing is right.
+    x = nn.functional.one_hot(torch.where(torch.arange(30) % 6 == 0, 1, y), 3).float()
+    f1 = usable(nn.Identity(), as_batches([(x, y)], "d"), resolve_metric(MulticlassF1Score(3, average="macro")))
+    rows = evaluate(nn.Identity(), as_batches([(x, y)], "d"), metric=f1, loss=resolve_loss("cross_entropy")).metric
+    assert f1.value(rows) == pytest.approx(f1_score(y, x.argmax(1), average="macro"), abs=1e-6)
+    assert f1.aggregate is not None
 
 
 class WorstClass:

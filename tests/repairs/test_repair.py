@@ -371,6 +371,26 @@ def test_duplicated_hidden_units_are_made_up_for_completely(cls: type[nn.Module]
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("reach", "tried"), [("cut", ["first"]), ("all", ["first", "second"])])
+def test_how_far_repair_of_recurrent_layers_reaches(reach: str, tried: list[str]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(5, 2)
+            self.first, self.second = (nn.LSTM(k, n, batch_first=True) for k, n in ((8, 6), (6, 5)))
+
+        def forward(self, x):
+            return self.down(self.second(self.first(self.up(x).tanh())[0])[0])
+
+    torch.manual_seed(9)
+    model = Two().double()
+    x = torch.randn(40, 6, 4).double()
+    program, groups, chosen, small = setting(model, x, {"up": [0, 3, 5]})
+    done = repair(small, model, chosen, [x], program=program, groups=groups, reach=reach)
+    found = {c.where for c in (*done.changes, *done.notes)} - {"down.weight"}
+    assert found == {f"{name}.weight_ih_l0" for name in tried}
+
+
 def test_a_layer_called_by_keyword_is_repaired() -> None:
     class Keyword(nn.Module):
         def __init__(self) -> None:

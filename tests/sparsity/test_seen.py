@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.capture.calls import Call, Place
 from secateur.capture.forms import Dense
+from secateur.data import Batch
 from secateur.sparsity import seen
 from secateur.sparsity.seen import Sums, seen_calls
+from secateur.sparsity.walk import weights_with_inputs
+from secateur.sparsity.weights import find_weights
 
 DTYPE = torch.float64
 COLUMNS, ROWS = 3, 2
@@ -93,3 +96,28 @@ def test_without_targets_outputs_are_left_open() -> None:
     found = seen_calls([call(part, weight, bias) for part in now.split(3)])
     assert found.fit.wanted is None and found.held.wanted is None
     assert found.fit.gram.positions == 8
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(COLUMNS, COLUMNS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(self.shared(x).tanh())
+
+
+def test_a_weight_that_is_used_twice_is_seen_with_all_its_inputs() -> None:
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(11, COLUMNS, dtype=DTYPE)
+    held = torch.arange(11) % 4 == 3
+    with torch.no_grad():
+        inputs = torch.stack([x, model.shared(x).tanh()], dim=1)
+        weights = find_weights(model, Batch((x[:1],), {}, None))
+        batches = [Batch((part,), {}, None) for part in x.split([6, 3, 2])]
+        ((weight, found),) = weights_with_inputs(model, batches, weights)
+    assert weight.name == "shared.weight"
+    for sums, chosen in ((found.fit, ~held), (found.held, held)):
+        columns = torch.cat([inputs[chosen].flatten(0, 1), torch.ones(2 * int(chosen.sum()), 1, dtype=DTYPE)], dim=1)
+        assert sums.gram.positions == len(columns)
+        torch.testing.assert_close(sums.gram.total[0], columns.T @ columns)

@@ -50,7 +50,7 @@ def gram_of_inputs(form: Form, inputs: Tensor, positions: Tensor | None = None) 
     """
     if positions is None and isinstance(form, Convolution) and is_cheaper(form, inputs, form.positions(inputs)):
         return _by_shifts(form, single(inputs))
-    if inputs.ndim < 2 or form.samples(inputs) != len(inputs) or not len(inputs):
+    if form.samples(inputs) != len(inputs) or not len(inputs):
         return gram_of(form.design(inputs, positions))
     each = max(1, ELEMENTS // max(1, form.design(inputs[:1], positions).numel()))
     parts = [gram_of(form.design(part, positions)) for part in torch.split(inputs, each)]

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from secateur.allocation.front import Front, front
-from secateur.allocation.selection import Candidate, Selection, select
+from secateur.allocation.selection import GRID, Candidate, Selection, select
 from secateur.criteria.chance import Random
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.magnitude import Magnitude
 from secateur.describe import without_addresses
 from secateur.pipeline.aims import Aim, objective_of
 from secateur.pipeline.scene import Scene, measured_curves, set_scene
-from secateur.pipeline.search import GRID
 from secateur.pipeline.task import Task, summarise
 from secateur.types import Curve, Curves
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from secateur.allocation.selection import GRID
 from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds, refine_budgets
 from secateur.errors import BudgetError
 from secateur.pipeline.aims import objective_of
@@ -16,7 +17,6 @@ from secateur.pipeline.widths import Allocator, ByCurves
 from secateur.surgery.plan import Plan
 from secateur.types import Curves
 
-GRID = tuple(round(1 - 0.05 * step, 2) for step in range(19))
 LEAST_STEP = 0.02
 HALVINGS = 3
 REFINEMENTS = 2

@@ -67,18 +67,18 @@ class Seen:
         return self.held if self.held.gram.positions else self.fit
 
 
-def seen_calls(calls: Sequence[Call], targets: Sequence[Call] | None = None) -> Seen:
+def seen_calls(calls: Sequence[Call], targets: Sequence[Call] | None = None, *, first: int = 0) -> Seen:
     """Inputs of one call on all batches, at some positions of each batch, the same for all its samples.
 
     Args:
         calls: one for each batch.
         targets: the same calls in the dense model, whose outputs are wanted; None: those of its own inputs.
+        first: number of the first sample.
     """
     generator = torch.Generator().manual_seed(0)
     samples = sum(len(call.inputs) for call in calls)
     most = -(-ROWS_PER_COLUMN * calls[0].form.matrix(calls[0].values).shape[2] // samples)
     found: Seen | None = None
-    first = 0
     for number, call in enumerate(calls):
         positions = some_positions(call, most, generator)
         target = None if targets is None else _outputs(targets[number], positions)

@@ -83,11 +83,12 @@ def _seen_together(model: nn.Module, batches: Sequence[Batch], weights: Sequence
     """Inputs of weights that are used several times, over all uses."""
     found: dict[str, Seen] = {}
     wanted = {weight.place: weight.name for weight in weights}
+    first = 0
 
     def visit(call: Call) -> Tensor:
         name = wanted.get(call.weight)
         if name is not None:
-            seen = seen_calls([call])
+            seen = seen_calls([call], first=first)
             found[name] = found[name] + seen if name in found else seen
         return call.run()
 
@@ -97,4 +98,5 @@ def _seen_together(model: nn.Module, batches: Sequence[Batch], weights: Sequence
             for batch in batches:
                 moved = to_device(batch, device)
                 model(*moved.args, **moved.kwargs)
+                first += batch.size
     return found
