@@ -1,8 +1,12 @@
 """Gram matrices by shifts against inputs laid out as columns."""
 
+import math
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.capture import shifts
 from secateur.capture.calls import Call, Place
 from secateur.capture.forms import Convolution, Dense
 from secateur.capture.gram import gram_of, gram_of_inputs
@@ -27,6 +31,28 @@ def test_by_shifts_is_as_laid_out(name: str) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     design = form.design(x).flatten(0, 1).squeeze(1)
     torch.testing.assert_close(gram_by_shifts(form, x), design.T @ design, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 7])
+def test_blocks_are_added_up(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    form, shape = FORMS["uneven padding and dilation"]
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    design = form.design(x).flatten(0, 1).squeeze(1)
+    monkeypatch.setattr(shifts, "BLOCK", block)
+    torch.testing.assert_close(gram_by_shifts(form, x), design.T @ design, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["same", "uneven padding and dilation", "dilated", "no padding"])
+@pytest.mark.parametrize("size", [12, 20])
+def test_what_is_cheaper_is_what_multiplies_less(name: str, size: int) -> None:
+    form, shape = FORMS[name]
+    x = torch.randn(2, 3, *(size,) * (len(shape) - 2))
+    with FlopCounterMode(display=False) as by_shifts:
+        gram_by_shifts(form, x)
+    each = 2 * len(x) * (3 * math.prod(form.kernel)) ** 2
+    even = by_shifts.get_total_flops() / each
+    # The ends of lines, which some shifts do not reach, are not counted so exactly.
+    assert is_cheaper(form, x, round(1.15 * even)) and not is_cheaper(form, x, round(0.9 * even))
 
 
 def test_the_cheaper_way_gives_the_same_gram_and_as_many_digits() -> None:
