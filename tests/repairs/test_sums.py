@@ -34,12 +34,22 @@ def test_all_positions_by_shifts_are_those_laid_out(sizes: list[int], monkeypatc
     ways: list[int] = []
     monkeypatch.setattr(sums, "is_cheaper", lambda *_: ways.append(0))
     expected = fold_sums(*given)
-    assert len(ways) == len(sizes) and len(found) == FOLDS
+    assert len(ways) == 1 and len(found) == FOLDS
     for fold, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.rows == b.rows == 9 * 8 * len(range(fold, sum(sizes), FOLDS))
         torch.testing.assert_close(a.gram, b.gram, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(a.cross, b.cross, rtol=1e-10, atol=1e-10)
         assert a.energy == pytest.approx(b.energy)
+
+
+def test_images_of_several_sizes_are_laid_out() -> None:
+    form = Convolution((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
+    weight, bias = torch.randn(3, 2, 3, 3, dtype=DTYPE), torch.zeros(3, dtype=DTYPE)
+    uses = [call(form, torch.randn(4, 2, 6, width, dtype=DTYPE), weight, bias) for width in (5, 7)]
+    parts = fold_sums(uses, uses, torch.tensor([[0, 1, 2]]), 10**6, torch.Generator())
+    assert [part.rows for part in parts] == [6 * 5 + 6 * 7] * FOLDS
+    for part in parts:
+        torch.testing.assert_close(part.cross, weight.flatten(1) @ part.gram[:, :-1])
 
 
 def test_uneven_padding_is_laid_out() -> None:

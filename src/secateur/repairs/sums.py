@@ -1,5 +1,6 @@
 """Sums of products of the cut model's inputs with themselves and with the dense model's outputs."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,19 +26,22 @@ def fold_sums(
         most: positions of each sample that are drawn, if there are more and all together cost more.
         generator: draws them.
     """
+    count = min([most, *(call.form.positions(call.inputs) for call in now)])
+    if _is_one_image_size(now) and _has_short_way(now[0].form) and is_cheaper(now[0].form, now[0].inputs, count):
+        return _everywhere(before, now, rows)
     parts: list[Products] = []
     first = 0
     for old, new in zip(before, now, strict=True):
-        count = min(most, new.form.positions(new.inputs))
-        if _has_short_way(new.form) and is_cheaper(new.form, new.inputs, count):
-            found = _everywhere(old, new, rows, first)
-        else:
-            positions = some_positions(new, most, generator)
-            outputs = old.form.responses(old.run(), positions).flatten(2)
-            found = in_folds(new.design(positions), outputs[..., rows.to(outputs.device)], first)
+        positions = some_positions(new, most, generator)
+        outputs = old.form.responses(old.run(), positions).flatten(2)
+        found = in_folds(new.design(positions), outputs[..., rows.to(outputs.device)], first)
         first += new.form.samples(new.inputs)
         parts = [a + b for a, b in zip(parts, found, strict=True)] if parts else found
     return parts
+
+
+def _is_one_image_size(calls: Sequence[Call]) -> bool:
+    return len({tuple(call.inputs.shape[1:]) for call in calls}) == 1
 
 
 def _has_short_way(form: object) -> bool:
@@ -45,25 +49,30 @@ def _has_short_way(form: object) -> bool:
     return isinstance(form, Convolution) and form.before == form.after
 
 
-def _everywhere(old: Call, new: Call, rows: Tensor, first: int) -> list[Products]:
+def _everywhere(before: Sequence[Call], now: Sequence[Call], rows: Tensor) -> list[Products]:
     """Over all positions of a convolution of one group, without laying its inputs out as columns."""
-    outputs = old.run()
-    targets = outputs.index_select(1, rows.flatten().to(outputs.device))
+    targets, inputs = [call.run() for call in before], [call.inputs for call in now]
+    chosen = rows.flatten().to(targets[0].device)
     found = []
-    for k in range(FOLDS):
-        mine = slice((k - first) % FOLDS, None, FOLDS)
-        x, y = single(new.inputs[mine]), single(targets[mine])
+    for fold in range(FOLDS):
+        x, y = single(_of_fold(inputs, fold)), single(_of_fold(targets, fold).index_select(1, chosen))
         if not len(x):
-            width = new.matrix().shape[2] + 1
+            width = now[0].matrix().shape[2] + 1
             nothing = torch.zeros(1, rows.numel() + width, width, dtype=torch.float64)
             found.append(Products(nothing[:, -width:], nothing[:, :-width], 0.0, 0))
             continue
-        gram = gram_of_inputs(new.form, x)
+        gram = gram_of_inputs(now[0].form, x)
         sums = y.sum((0, *range(2, y.ndim)), dtype=torch.float64)
-        cross = torch.cat([_correlation(new, x, y).double().cpu(), sums.cpu().unsqueeze(1)], dim=1)
+        cross = torch.cat([_correlation(now[0], x, y).double().cpu(), sums.cpu().unsqueeze(1)], dim=1)
         energy = float(torch.linalg.vector_norm(y.flatten(1), dim=1).double().square().sum())
         found.append(Products(gram.total, cross.unsqueeze(0), energy, gram.positions))
     return found
+
+
+def _of_fold(batches: Sequence[Tensor], fold: int) -> Tensor:
+    """Samples of a fold, from all batches."""
+    starts = itertools.accumulate((len(batch) for batch in batches[:-1]), initial=0)
+    return torch.cat([batch[(fold - start) % FOLDS :: FOLDS] for start, batch in zip(starts, batches, strict=True)])
 
 
 def _correlation(call: Call, inputs: Tensor, outputs: Tensor) -> Tensor:
