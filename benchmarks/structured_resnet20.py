@@ -6,7 +6,7 @@ python benchmarks/structured_resnet20.py --data DIR --weights FILE --torch-pruni
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from oneshot import CRITERIA, REPAIRS, Setting
 from points import Points
 from recalibration import recalibrate
 from recording import save_report
-from torch import nn
+from torch import Tensor, nn
+
+import secateur as sc
 
 
 def run(
@@ -29,6 +31,7 @@ def run(
         calibration = calibration_images(train, seed)
         inputs = [x for x, _ in calibration]
         setting = Setting(model, calibration, options.criteria, lambda group: ".conv1" in group.name, seed)
+        of_peer = {name: torch_pruning_resnet20.scored(model, calibration, name) for name in peer}
         for fraction in options.fractions:
             for criterion in options.criteria:
                 plan = setting.plan(criterion, fraction)
@@ -36,11 +39,20 @@ def run(
                 for name in options.columns:
                     repaired = REPAIRS[name](setting, plan, copy.deepcopy(small))
                     points.note(seed, (f"{fraction:.0%}", criterion, name), repaired)
-            for criterion in peer:
-                small = torch_pruning_resnet20.pruned(model, calibration, criterion, fraction)
-                cell = f"{fraction:.0%}", f"torch-pruning: {criterion}", "BN"
-                points.note(seed, cell, recalibrate(small, inputs))
+            for criterion, scores in of_peer.items():
+                row = f"{fraction:.0%}", f"torch-pruning: {criterion}"
+                small = torch_pruning_resnet20.pruned(model, scores, fraction)
+                points.note(seed, (*row, "BN"), recalibrate(small, inputs))
+                if "LS+BN" in options.columns:
+                    # The same channels, removed by this library, whose repair reads its own plan.
+                    plan = sc.plan(setting.groups, in_groups(scores, setting), sparsity=fraction)
+                    points.note(seed, (*row, "LS+BN"), REPAIRS["LS+BN"](setting, plan, setting.cut(plan)))
         yield points.report(options.seeds[:done])
+
+
+def in_groups(scores: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor]:
+    """Scores of blocks by the names of the groups of their inner channels."""
+    return {group.name: scores[group.name.partition(".conv1")[0]].double() for group in setting.groups}
 
 
 def main() -> None:

@@ -2,39 +2,48 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from cifar10 import Images
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+EXAMPLE = torch.zeros(1, 3, 32, 32)
 Scorer = Callable[[nn.Module, list[Images]], Any]
 
 
-def pruned(model: nn.Module, calibration: list[Images], criterion: str, fraction: float) -> nn.Module:
-    """A copy without `fraction` of the inner channels of each block."""
+def pruned(model: nn.Module, scores: Mapping[str, Tensor], fraction: float) -> nn.Module:
+    """A copy without the `fraction` of the inner channels of each block that score lowest."""
+    import torch_pruning as tp
+
+    model = copy.deepcopy(model).eval()
+    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=EXAMPLE)
+    for name, block in inner_blocks(model).items():
+        removed = scores[name].argsort()[: round(fraction * len(scores[name]))].tolist()
+        dependencies.get_pruning_group(block.conv1, tp.prune_conv_out_channels, idxs=removed).prune()
+    return model
+
+
+def scored(model: nn.Module, calibration: list[Images], criterion: str) -> dict[str, Tensor]:
+    """What a criterion says of the inner channels of each block."""
     import torch_pruning as tp
 
     model = copy.deepcopy(model).eval()
     importance = scorers()[criterion](model, calibration)
-    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=calibration[0][0][:1])
-    chosen = []
-    for block in inner_blocks(model):
+    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=EXAMPLE)
+    found = {}
+    for name, block in inner_blocks(model).items():
         everything = list(range(block.conv1.out_channels))
         group = dependencies.get_pruning_group(block.conv1, tp.prune_conv_out_channels, idxs=everything)
-        scores = importance(group)
-        chosen.append((block, scores.argsort()[: round(fraction * len(everything))].tolist()))
-    for block, removed in chosen:
-        dependencies.get_pruning_group(block.conv1, tp.prune_conv_out_channels, idxs=removed).prune()
-    model.zero_grad()
-    return model
+        found[name] = importance(group).detach()
+    return found
 
 
-def inner_blocks(model: nn.Module) -> list[Any]:
-    """The nine blocks."""
-    return [module for module in model.modules() if hasattr(module, "conv1") and module is not model]
+def inner_blocks(model: nn.Module) -> dict[str, Any]:
+    """The nine blocks, by name."""
+    return {name: module for name, module in model.named_modules() if name and hasattr(module, "conv1")}
 
 
 def scorers() -> dict[str, Scorer]:
@@ -83,7 +92,7 @@ def _obdc(model: nn.Module, data: list[Images]) -> Any:
     handles = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for layer in [module for block in inner_blocks(model) for module in (block.conv1, block.conv2)]:
+        for layer in [module for block in inner_blocks(model).values() for module in (block.conv1, block.conv2)]:
             importance.modules.append(layer)
             handles.append(layer.register_forward_pre_hook(importance._save_input))
             handles.append(layer.register_full_backward_hook(importance._save_grad_output))
