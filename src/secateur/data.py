@@ -79,7 +79,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         empty = True
         for number, raw in enumerate(self.source):
-            batch = Batch(*self.batch_fn(raw)) if self.batch_fn else split_batch(raw, self.name)
+            batch = taken_apart(raw, self.name, self.batch_fn) if self.batch_fn else split_batch(raw, self.name)
             _check_finite(batch, self.name, number)
             if batch.size == 0:
                 continue
@@ -98,6 +98,26 @@ class Batches:
     def count(self) -> int:
         """Number of samples in one pass."""
         return sum(batch.size for batch in self)
+
+
+def taken_apart(raw: Any, name: str, batch_fn: BatchFn) -> Batch:
+    """A raw batch as the user's function takes it apart.
+
+    Raises:
+        DataError: it gave something else than (args, kwargs, targets).
+    """
+    found: Any = batch_fn(raw)
+    if isinstance(found, tuple | list) and len(found) == 3:
+        args, kwargs, targets = found
+        if isinstance(args, tuple | list) and isinstance(kwargs, Mapping):
+            return Batch(tuple(args), dict(kwargs), targets)
+    given = (
+        f"({', '.join(type(part).__name__ for part in found)})" if isinstance(found, tuple) else type(found).__name__
+    )
+    raise DataError(
+        f"batch_fn gave {given} for a batch of {name}; needed (args, kwargs, targets): a tuple of positional arguments, "
+        "a dict of named ones, and the targets or None, as in batch_fn=lambda b: ((b['x'],), {}, b['y'])"
+    )
 
 
 def split_batch(raw: Any, name: str) -> Batch:

@@ -177,6 +177,9 @@ def test_data_of_common_shapes_and_bad_data() -> None:
         assert batch.targets is y and batch.size == 3 and batch.take(torch.tensor([1])).size == 1
     own = as_batches(["anything"], "d", lambda raw: ((x,), {}, y))
     assert next(iter(own)).size == 3
+    for wrong in ((x, y), {"x": x}, (x, y, None), ((x,), y, y)):
+        with pytest.raises(DataError, match=r"batch_fn gave .* for a batch of d; needed \(args, kwargs, targets\)"):
+            list(as_batches(["anything"], "d", lambda raw, wrong=wrong: wrong))
     with pytest.raises(DataError, match="validation is empty"):
         list(as_batches([], "validation"))
     with pytest.raises(DataError, match="one-shot iterator"):

@@ -384,6 +384,13 @@ def bad(**changes):
     return sc.prune(values.pop("model", trained()), values.pop("args", ARGS), **values)
 
 
+def test_a_budget_out_of_reach_names_what_could_go_inexactly() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4), nn.Linear(4, 2))
+    message = r"ignore fewer modules; or pass inexact=\['1'\], .* \(1: layer_norm normalises over it\)$"
+    with pytest.raises(sc.BudgetError, match=message):
+        bad(model=net, tolerance=None, budget=sc.Budget(macs=0.5))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -392,7 +399,7 @@ def bad(**changes):
         ({"tolerance": 1.0}, sc.ArgumentError, "strictly between 0 and 1"),
         ({"tolerance": None, "budget": sc.Budget(macs=1.5)}, sc.ArgumentError, r"Budget\(macs=1.5\)"),
         ({"tolerance": None, "budget": sc.Budget()}, sc.ArgumentError, "bounds nothing"),
-        ({"tolerance": None, "budget": sc.Budget(macs=1e-4)}, sc.BudgetError, "the least that the scanned"),
+        ({"tolerance": None, "budget": sc.Budget(macs=1e-4)}, sc.BudgetError, "or ignore fewer modules$"),
         ({"validation": []}, sc.DataError, "validation is empty"),
         ({"train": None}, sc.ArgumentError, "neither train nor calibration"),
         ({"train": None, "calibration": DATA["train"], "retrain": TRAINING}, sc.ArgumentError, "train is not"),

@@ -42,11 +42,7 @@ class ByCurves:
         bounds = self.task.limits(scene.cost, target)
         found = allocate_within(curves, bounds, objective_of(self.task.objective, scene.probe.scores))
         if found.status is Status.INFEASIBLE:
-            raise BudgetError(
-                f"no allocation reaches {target:.1%} of the dense cost; the least that the "
-                f"scanned sparsities allow is {scene.share(found.widths):.1%}: raise the budget, scan "
-                "higher sparsities, or ignore fewer modules"
-            )
+            raise BudgetError(_out_of_reach(self.task, scene, target, scene.share(found.widths)))
         if self.task.local_search < 1:
             return Allotted(found.widths)
         with self.task.progress.stage("local search", self.task.local_search) as advance:
@@ -58,6 +54,18 @@ class ByCurves:
 
             searched = refine_within(found, curves, bounds, measure=measure, measurements=self.task.local_search)
         return Allotted(searched.allocation.widths, str(searched))
+
+
+def _out_of_reach(task: Task, scene: Scene, target: float, least: float) -> str:
+    kept = [group for group in scene.found.groups if not task.scope.admits(group)]
+    names = [group.name for group in kept]
+    reasons = ", ".join(f"{group.name}: {group.note}" for group in kept[:3])
+    more = f", and {len(kept) - 3} more" if len(kept) > 3 else ""
+    remedy = f"; or pass inexact={names!r}, whose removal is not exact ({reasons}{more})" if kept else ""
+    return (
+        f"no allocation reaches {target:.1%} of the dense cost; the least that the scanned sparsities allow is "
+        f"{least:.1%}: raise the budget, scan higher sparsities, or ignore fewer modules{remedy}"
+    )
 
 
 def uniformly(scene: Scene, target: float) -> Allotted:
