@@ -111,12 +111,10 @@ def taken_apart(raw: Any, name: str, batch_fn: BatchFn) -> Batch:
         args, kwargs, targets = found
         if isinstance(args, tuple | list) and isinstance(kwargs, Mapping):
             return Batch(tuple(args), dict(kwargs), targets)
-    given = (
-        f"({', '.join(type(part).__name__ for part in found)})" if isinstance(found, tuple) else type(found).__name__
-    )
+    kinds = ", ".join(type(part).__name__ for part in found) if isinstance(found, tuple) else type(found).__name__
     raise DataError(
-        f"batch_fn gave {given} for a batch of {name}; needed (args, kwargs, targets): a tuple of positional arguments, "
-        "a dict of named ones, and the targets or None, as in batch_fn=lambda b: ((b['x'],), {}, b['y'])"
+        f"batch_fn gave ({kinds}) for a batch of {name}; needed (args, kwargs, targets): positional arguments, a dict "
+        "of named ones, and targets or None, as in batch_fn=lambda b: ((b['x'],), {}, b['y'])"
     )
 
 
