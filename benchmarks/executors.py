@@ -30,7 +30,7 @@ from secateur.criteria.criterion import needs_of
 from secateur.data import as_batches
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
-from secateur.sensitivity.dispatch import TASKS_PER_WORKER, Dispatcher, _fill
+from secateur.sensitivity.dispatch import TASKS_PER_WORKER, Dispatcher, fill_in
 from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.measure import Point, make_point
 from secateur.sensitivity.probe import Probe, probe
@@ -79,15 +79,17 @@ def run(found: Probe, executor: Executor) -> dict[str, float]:
     begun = time.perf_counter()
     with executor.start(found) as measure:
         assert isinstance(measure, Dispatcher)
-        while len(measure.idle) < measure.workers:
-            worker, message = measure.crew.hear()
+        while len(measure.idle) < measure.terms.workers:
+            heard = measure.crew.hear(measure.terms.patience_s)
+            assert heard is not None
+            worker, message = heard
             assert isinstance(message, Ready)
             measure.idle.add(worker)
         ready, before = time.perf_counter(), processor_seconds()
         tally = measure(wanted, None, (), None, silent)
         done, after = time.perf_counter(), processor_seconds()
     assert tally.measured == len(wanted) * len(found.baseline.metric)
-    spent = sorted((after[pid] - before.get(pid, 0.0) for pid in after), reverse=True)[: measure.workers]
+    spent = sorted((after[pid] - before.get(pid, 0.0) for pid in after), reverse=True)[: measure.terms.workers]
     return {"start_s": ready - begun, "scan_s": done - ready, "busiest_s": spent[0], "all_s": sum(spent)}
 
 
@@ -204,7 +206,7 @@ def taking(found: Probe, samples: int) -> float:
     point = replace(point, values=Evaluation(values.copy(), values.copy()))
     with tempfile.TemporaryDirectory() as folder, CurveStore.open(Path(folder) / "points") as store:
         sent = ForkingPickler.dumps(Measured(0, by_name(point.values)))
-        return median(timed(lambda: _fill(point, ForkingPickler.loads(sent), store, silent)))
+        return median(timed(lambda: fill_in(point, ForkingPickler.loads(sent), store)))
 
 
 def timed(work: Callable[[], object], times: int = 100) -> list[float]:

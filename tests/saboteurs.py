@@ -1,4 +1,4 @@
-"""A metric that ends or fails the process in which it sees the outputs of one point; data that cannot be opened."""
+"""A metric that ends, fails or holds up the process that sees the outputs of one point; data that cannot be opened."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ SECONDS = "SABOTAGE_SECONDS"
 
 
 def order(how: str, outputs: Tensor, *, once: Path | None = None) -> str:
-    """A value of the environment variable: what happens ("kill" or "raise") where these outputs are seen."""
+    """A value of the environment variable: what happens ("kill", "raise" or "hang") where these outputs are seen."""
     return f"{how}|{outputs.double().sum().item()!r}|{once or ''}"
 
 
@@ -30,6 +30,8 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
             Path(once).touch()
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            time.sleep(600)
         raise ValueError("sabotage")
     return (outputs.argmax(-1) == targets).to(torch.float64)
 

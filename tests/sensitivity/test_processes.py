@@ -20,7 +20,7 @@ from networks import Recurrent
 from secateur.errors import ArgumentError, MissingExtraError, WorkerError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
-from secateur.sensitivity.dispatch import Dispatcher
+from secateur.sensitivity.dispatch import Dispatcher, Terms
 from secateur.sensitivity.parcel import posted
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.processes import ProcessExecutor
@@ -64,7 +64,7 @@ class _Spy:
             raise _EnoughError
 
         self.probes.append(prober)
-        yield Dispatcher(prober, muster, 2, 0)
+        yield Dispatcher(prober, muster, Terms(2, 0, None, 1.0))
 
 
 def same_curves(one: Scan, other: Scan, but: dict[str, int] | None = None) -> None:
@@ -107,7 +107,9 @@ def test_what_a_lost_process_was_measuring_is_measured_again(tmp_path: Path, mon
     same_curves(one, two)
 
 
-@pytest.mark.parametrize(("how", "reason"), [("kill", "SIGKILL"), ("raise", "ValueError: sabotage")])
+@pytest.mark.parametrize(
+    ("how", "reason"), [("kill", "SIGKILL"), ("raise", "ValueError: sabotage"), ("hang", "said nothing for 6 s")]
+)
 def test_a_point_that_fails_again_and_again_is_named_and_all_others_are_kept(
     how: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +119,7 @@ def test_a_point_that_fails_again_and_again_is_named_and_all_others_are_kept(
     group = job[1][AIM[0] % len(job[1])].name
     monkeypatch.setenv(saboteurs.VARIABLE, saboteurs.order(how, outputs_at_aim(job)))
     with CurveStore.open(tmp_path / "points") as store:
-        two = scan(*job, **metric, executor=ProcessExecutor(2, retries=1), store=store)
+        two = scan(*job, **metric, executor=ProcessExecutor(2, retries=1, silence_limit_s=6.0), store=store)
         monkeypatch.delenv(saboteurs.VARIABLE)
         later = scan(*job, **metric, store=store)
     (missing,) = two.tally.unmeasured

@@ -84,15 +84,16 @@ def test_a_cluster_of_its_own_gives_what_one_process_gives(ray: ModuleType, raci
     same_curves(one, two)
 
 
-def test_a_point_that_kills_its_workers_is_named_and_all_others_are_kept(
-    ray: ModuleType, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["kill", "hang"])
+def test_a_point_that_kills_or_holds_up_its_workers_is_named_and_all_others_are_kept(
+    how: str, ray: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, groups, scores, _ = job = setting()
     one = scan(*job, **METRIC)
     width = one[groups[2].name].widths[1]
     seen = mask(program.model, plan_widths(groups, scores, {groups[2].name: width}), program=program)(job[3][1][0])
-    monkeypatch.setenv(saboteurs.VARIABLE, saboteurs.order("kill", seen))
-    two = scan(*job, **METRIC, executor=RayExecutor(2, retries=1))
+    monkeypatch.setenv(saboteurs.VARIABLE, saboteurs.order(how, seen))
+    two = scan(*job, **METRIC, executor=RayExecutor(2, retries=1, silence_limit_s=6.0))
     (missing,) = two.tally.unmeasured
     assert (missing.group, missing.width, missing.attempts) == (groups[2].name, width, 2)
     same_curves(one, two, but=(groups[2].name, 1))

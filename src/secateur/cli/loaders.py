@@ -38,10 +38,10 @@ from secateur.criteria.magnitude import LAMP, BatchNormScale, GeometricMedian, M
 from secateur.criteria.obs import OBS
 from secateur.errors import DataError, RecipeError
 from secateur.pipeline.scope import Scope
-from secateur.sensitivity.executor import Executor
+from secateur.sensitivity.executor import Executor, SerialExecutor
+from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.ray_cluster import RayExecutor
-from secateur.sensitivity.scan import chosen_executor
 from secateur.training.loop import Retraining
 from secateur.zoo.digits import digits_cnn, digits_lstm
 from secateur.zoo.resnet import resnet20
@@ -178,8 +178,10 @@ def load_racing(recipe: Recipe) -> Racing | None:
 def load_executor(recipe: Recipe) -> Executor:
     """Where points are measured."""
     if recipe.ray is not None:
-        return RayExecutor(recipe.workers, **recipe.ray.model_dump())
-    return chosen_executor(recipe.workers, None)
+        return RayExecutor(recipe.workers, silence_limit_s=recipe.silence_limit_s, **recipe.ray.model_dump())
+    if recipe.workers > 1:
+        return ProcessExecutor(recipe.workers, silence_limit_s=recipe.silence_limit_s)
+    return SerialExecutor()
 
 
 def load_retraining(recipe: Recipe) -> Retraining | None:

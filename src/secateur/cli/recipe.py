@@ -11,6 +11,7 @@ from secateur.cli.recipe_part import Names, Numbers, Part
 from secateur.cli.recipe_sparsity import SparsifyPart
 from secateur.cli.yaml_file import parse_yaml, read_text
 from secateur.errors import RecipeError
+from secateur.sensitivity.silence import LEAST_LIMIT_S
 
 EXPERTS = ("expert",)
 SPLITS = ("train", "validation", "test")
@@ -225,6 +226,7 @@ class Recipe(Part):
     spend: float | Literal["sequence"] | None = None
     racing: RacingPart | None = None
     workers: int = Field(1, ge=1)
+    silence_limit_s: float | None = Field(None, ge=LEAST_LIMIT_S)
     ray: RayPart | None = None
 
     @model_validator(mode="after")

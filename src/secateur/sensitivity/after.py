@@ -37,13 +37,9 @@ class InPlace(Protocol):
 class After(Protocol):
     """Recovery of a cut model. It must do the same each time, and be described by its attributes.
 
-    Attributes:
-        name: for people: "repair", "100 steps of retraining".
+    For people it goes by its `name`, such as "100 steps of retraining", if it has one; else by that of its function or
+    class.
     """
-
-    @property
-    def name(self) -> str:
-        """For people."""
 
     def __call__(self, small: nn.Module, plan: Plan, *, program: Program, groups: Sequence[Group]) -> nn.Module:
         """`small`, which may be changed in place, as it is to be measured.
@@ -54,6 +50,19 @@ class After(Protocol):
             program: of the dense model.
             groups: those that the plan is for.
         """
+
+
+def name_of(after: After | InPlace | None) -> str:
+    """What people call it; empty for nothing.
+
+    >>> def smoothed(small, plan, *, program, groups):
+    ...     return small
+    >>> name_of(smoothed), name_of(None)
+    ('smoothed', '')
+    """
+    if after is None:
+        return ""
+    return str(getattr(after, "name", getattr(after, "__name__", type(after).__name__)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,15 @@ So one walk of the program over a batch serves every point (see `replay`), and a
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from secateur.errors import ArgumentError
 from secateur.measures.metrics import Metric, paired
 from secateur.progress import Advance
 from secateur.sensitivity.probe import Probe
@@ -74,22 +76,26 @@ Stopped = Callable[[Point], bool]
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """A point that workers could not measure.
+    """A point that could not be measured.
 
     Attributes:
         group: its name.
         width: units kept in a row.
-        attempts: with this point alone.
+        attempts: that failed because of it; 0 = it was not tried, as others had failed for this reason.
         reason: of the last one.
+        error: that was raised, if it was in this process.
     """
 
     group: str
     width: int
     attempts: int
     reason: str
+    error: Exception | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.group} at width {self.width} ({self.attempts} attempts, {self.reason})"
+        times = f"{self.attempts} attempt" + "s" * (self.attempts != 1)
+        tried = times if self.attempts else "not tried, as others failed"
+        return f"{self.group} at width {self.width} ({tried}: {self.reason})"
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,11 @@ class Board:
         self.saved += sum(self.samples - point.seen for point in points)
         self.show(len(points) * (self.samples - passed))
 
+    def lose(self, points: Sequence[Point], passed: int) -> None:
+        """These cannot be measured."""
+        self.done += len(points)
+        self.show(len(points) * (self.samples - passed))
+
     def show(self, steps: int) -> None:
         """So many samples times points more."""
         saved = f", {self.saved:,} samples saved" if self.saved else ""
@@ -201,6 +212,8 @@ def measure(
 ) -> Tally:
     """Fill in `points`, stage by stage, until each has all samples or is stopped.
 
+    A point whose own run raises is set aside, as if nothing of it were known, and the others go on.
+
     Args:
         points: filled in place.
         stages: of the validation data; none is read that no point needs.
@@ -208,22 +221,28 @@ def measure(
         board: shows what is done.
         store: points are kept here every few seconds, and at the end.
         stopped: asked after each stage whether a point has samples enough.
+
+    Raises:
+        ArgumentError: what was asked for cannot be measured, whatever the point.
     """
     changed: dict[int, Point] = {}
     stored = sum(point.seen for point in points)
     measured = 0
     alive = [p for p in points if not _is_done(p, stopped)]
     board.finish([p for p in points if p not in alive], 0)
+    lost: dict[int, Unmeasured] = {}
     last, pause, passed = time.monotonic(), SECONDS_BETWEEN_WRITES, 0
     for stage in stages if alive else ():
         wanting = [p for p in alive if p.missing(stage.samples)]
-        runner([(p.plan, p.values) for p in wanting], stage)
-        measured += len(wanting) * len(stage.samples)
+        board.show((len(alive) - len(wanting)) * len(stage.samples))
+        failed = runner([(p.plan, p.values) for p in wanting], stage, board.show)
+        lost |= {id(wanting[at]): unmeasured(wanting[at], error) for at, error in failed.items()}
+        measured += (len(wanting) - len(failed)) * len(stage.samples)
         changed |= {id(p): p for p in wanting}
-        left = [p for p in alive if not _is_done(p, stopped)]
-        board.show(len(alive) * len(stage.samples))
+        left = [p for p in alive if id(p) not in lost and not _is_done(p, stopped)]
         passed += len(stage.samples)
-        board.finish([p for p in alive if p not in left], passed)
+        board.finish([p for p in alive if p not in left and id(p) not in lost], passed)
+        board.lose([wanting[at] for at in failed], passed)
         now = time.monotonic()
         is_due = now - last >= pause
         if store is not None and (is_due or len(left) < len(alive)):
@@ -236,9 +255,43 @@ def measure(
             break
     if store is not None:
         _keep(store, list(changed.values()), changed)
-    total = sum(len(p.values.loss) for p in points)
+    for point in points:
+        if id(point) in lost:
+            forget(point)
+    total = sum(len(p.values.loss) for p in points if id(p) not in lost)
     seen = sum(p.seen for p in points)
-    return Tally(measured, stored, total - seen, runner.replayed, runner.why, walked=runner.walked)
+    return Tally(
+        measured, stored, total - seen, runner.replayed, runner.why, tuple(lost.values()), walked=runner.walked
+    )
+
+
+def unmeasured(point: Point, error: Exception) -> Unmeasured:
+    """A point that raised.
+
+    Raises:
+        ArgumentError: it is one; then it is not the point's.
+    """
+    if isinstance(error, ArgumentError):
+        raise error
+    # The frames of its traceback would keep the activations of a batch for as long as the result of the scan lives.
+    error.add_note("".join(traceback.format_exception(error)))
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return Unmeasured(point.group.name, point.width, 1, reason_of(error), error)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line, for people.
+
+    >>> reason_of(ValueError("too wide"))
+    'ValueError: too wide'
+    """
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def forget(point: Point) -> None:
+    """Nothing is known of a point any more: half of one would pass for one that a race has ended."""
+    for values in by_name(point.values).values():
+        values.fill(np.nan)
 
 
 def _is_done(point: Point, stopped: Stopped) -> bool:

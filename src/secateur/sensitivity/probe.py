@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import device_of, evaluate, sample_values
 from secateur.measures.metrics import Metric, PerSample, paired
-from secateur.sensitivity.after import After, InPlace
+from secateur.sensitivity.after import After, InPlace, name_of
 from secateur.sensitivity.replay import Change, Replay
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
@@ -57,8 +58,8 @@ class Probe:
     others: tuple[Metric, ...] = ()
     after: After | InPlace | None = None
 
-    def values(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation]]:
-        """What the model gives on a batch with each of `plans`, as (position in `plans`, values); by replay.
+    def values(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation | Exception]]:
+        """What the model gives on a batch with each of `plans`, by replay: (position in `plans`, values or why none).
 
         Args:
             plans: each by itself; of exact groups, which masking serves.
@@ -67,9 +68,14 @@ class Probe:
         assert self.replay is not None
         moved = to_device(batch, device_of(self.model))
         for number, outputs in self.replay.outputs(moved, [self.change(plan) for plan in plans]):
+            yield number, outputs if isinstance(outputs, Exception) else self._valued(outputs, moved)
+
+    def _valued(self, outputs: Any, batch: Batch) -> Evaluation | Exception:
+        try:
             with torch.no_grad():
-                found = sample_values(outputs, moved, metric=self.metric, loss=self.loss, others=self.others)
-            yield number, found
+                return sample_values(outputs, batch, metric=self.metric, loss=self.loss, others=self.others)
+        except Exception as error:
+            return error
 
     def change(self, plan: Plan) -> Change:
         """What masking by `plan` changes, and what makes up for it."""
@@ -84,7 +90,7 @@ class Probe:
         if isinstance(self.after, InPlace):
             if self.program is None:
                 raise ArgumentError(
-                    f"points are measured after {self.after.name}, which needs the program; pass program="
+                    f"points are measured after {name_of(self.after)}, which needs the program; pass program="
                 )
             return self.after.tensors(self.program, self.groups, plan)
         return masked_tensors(self.model, self.groups, plan)
@@ -135,7 +141,7 @@ class Probe:
             what = (
                 f"groups {[g.name for g in touched if not g.exact]} are not exact"
                 if self.after is None
-                else f"points are measured after {self.after.name}"
+                else f"points are measured after {name_of(self.after)}"
             )
             raise ArgumentError(
                 f"{what}, so their damage is measured on a real cut, which needs the program; pass program="

@@ -11,11 +11,13 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from secateur.errors import ArgumentError, WorkerError
-from secateur.sensitivity.dispatch import Crew, Dispatcher
+from secateur.sensitivity.dispatch import Crew, Dispatcher, Terms
 from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.measure import reason_of
 from secateur.sensitivity.parcel import Mail, posted
 from secateur.sensitivity.probe import Probe
-from secateur.sensitivity.worker import Done, Failed, Message, Ready, Task, packed_parts, probe_of, reason_of, work
+from secateur.sensitivity.silence import BEAT_S, LEAST_LIMIT_S
+from secateur.sensitivity.worker import Done, Failed, Message, Ready, Task, packed_parts, probe_of, work
 
 SECONDS_TO_END = 5.0
 
@@ -25,13 +27,17 @@ class ProcessExecutor:
     """Measures in processes, which trace the model for themselves and share the memory of its weights and the data.
 
     A script that uses it needs `if __name__ == "__main__":`, as each process imports it. A process that is lost is
-    replaced, and what it was measuring is measured again. The curves are those of a serial scan with as
-    many threads, bit for bit.
+    replaced, and so is one that hangs; what it was measuring is measured again. The curves are those of a serial scan
+    with as many threads, bit for bit.
 
     Attributes:
         workers: processes.
         threads: of torch, in each.
-        retries: of a point whose measurement ends its process or raises, before it is given up and reported.
+        retries: of a point whose measurement raises, ends its process or hangs, before it is given up and reported.
+        silence_limit_s: how long a worker at work may say nothing before it is ended and replaced; it tells twice a
+            second that it goes on, but not while the model runs one batch for one point, or that point is retrained.
+            None: 20 times the longest silence so far, at least five minutes; an hour until a worker was heard.
+        patience_s: how long to wait for a first worker when none is at work.
 
     >>> ProcessExecutor(4).threads
     1
@@ -40,9 +46,12 @@ class ProcessExecutor:
     workers: int = 2
     threads: int = 1
     retries: int = 2
+    silence_limit_s: float | None = None
+    patience_s: float = 300.0
 
     def __post_init__(self) -> None:
         check_counts(self.workers, self.threads, self.retries)
+        check_times(self.silence_limit_s, self.patience_s)
 
     @contextmanager
     def start(self, prober: Probe) -> Iterator[Measure]:
@@ -61,7 +70,7 @@ class ProcessExecutor:
                 mail = stack.enter_context(posted(packed_parts(prober)))
                 return stack.enter_context(closing(_Processes(mail, self.workers, self.threads)))
 
-            yield Dispatcher(prober, muster, self.workers, self.retries)
+            yield Dispatcher(prober, muster, Terms(self.workers, self.retries, self.silence_limit_s, self.patience_s))
 
 
 def check_counts(workers: int, threads: int, retries: int) -> None:
@@ -69,6 +78,17 @@ def check_counts(workers: int, threads: int, retries: int) -> None:
     for name, value, least in (("workers", workers, 1), ("threads", threads, 1), ("retries", retries, 0)):
         if value < least:
             raise ArgumentError(f"{name}={value} must be at least {least}")
+
+
+def check_times(silence_limit_s: float | None, patience_s: float) -> None:
+    """Raise an error where one of these is out of range."""
+    if silence_limit_s is not None and not silence_limit_s >= LEAST_LIMIT_S:
+        raise ArgumentError(
+            f"silence_limit_s={silence_limit_s} must be at least {LEAST_LIMIT_S:g}, as workers tell every {BEAT_S:g} s "
+            "that they go on; or None"
+        )
+    if not patience_s > 0:
+        raise ArgumentError(f"patience_s={patience_s} must be above 0")
 
 
 class _Processes:
@@ -88,8 +108,11 @@ class _Processes:
         with suppress(OSError):
             self._pipes[worker].send(task)
 
-    def hear(self) -> tuple[int, Message]:
-        (pipe, *_) = wait(list(self._pipes.values()))
+    def hear(self, within_s: float) -> tuple[int, Message] | None:
+        heard = wait(list(self._pipes.values()), within_s)
+        if not heard:
+            return None
+        pipe = heard[0]
         worker = next(number for number, own in self._pipes.items() if own is pipe)
         try:
             message: Message | _Unfit = self._pipes[worker].recv()
@@ -101,6 +124,17 @@ class _Processes:
             self._was_ready.add(worker)
         return worker, message
 
+    def end(self, worker: int) -> None:
+        self._pipes.pop(worker).close()
+        process = self._processes.pop(worker)
+        process.kill()
+        # One that waits for a broken disk cannot be ended; it is left behind.
+        process.join(SECONDS_TO_END)
+        self._start(worker)
+
+    def absence(self) -> str:
+        return f"{len(self._processes)} processes still import, or trace the model"
+
     def close(self) -> None:
         for pipe in self._pipes.values():
             pipe.close()
@@ -111,7 +145,7 @@ class _Processes:
             process.join(SECONDS_TO_END)
             if process.is_alive():
                 process.kill()
-                process.join()
+                process.join(SECONDS_TO_END)
 
     def _start(self, worker: int) -> None:
         ours, theirs = self._context.Pipe()

@@ -12,23 +12,13 @@ from typing import Any
 import torch
 
 from secateur.errors import MissingExtraError, WorkerError
-from secateur.sensitivity.dispatch import Crew, Dispatcher
+from secateur.sensitivity.dispatch import Crew, Dispatcher, Terms
 from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.measure import reason_of
 from secateur.sensitivity.parcel import Memory, Parcel, unpack
 from secateur.sensitivity.probe import Probe
-from secateur.sensitivity.processes import check_counts
-from secateur.sensitivity.worker import (
-    Done,
-    Failed,
-    Measured,
-    Message,
-    Ready,
-    Task,
-    packed_parts,
-    probe_of,
-    reason_of,
-    work,
-)
+from secateur.sensitivity.processes import check_counts, check_times
+from secateur.sensitivity.worker import Done, Failed, Message, Ready, Task, packed_parts, probe_of, work
 
 UNREAD_MESSAGES = 4
 
@@ -39,8 +29,9 @@ class RayExecutor:
 
     If Ray is connected already, that cluster is used, and secateur must be installed on its machines. Else the one at
     `address` is joined, or one is begun on this machine, without a dashboard, which listens on this machine only and
-    asks for a token; it ends with the scan. A worker that is lost is replaced, where the cluster has room for it, and
-    what it was measuring is measured again. The curves are those of a serial scan with as many threads, bit for bit.
+    asks for a token; it ends with the scan. A worker that is lost or hangs is replaced, where the cluster has room for
+    it, and what it was measuring is measured again. The curves are those of a serial scan with as many threads, bit for
+    bit.
 
     Source: Moritz et al. 2018, arXiv:1712.05889.
 
@@ -50,8 +41,9 @@ class RayExecutor:
         threads: of torch, in each actor.
         cpus: that each actor takes of the cluster.
         gpus: likewise.
-        retries: of a point whose measurement ends its worker or raises, before it is given up and reported.
+        retries: of a point whose measurement raises, ends its worker or hangs, before it is given up and reported.
         patience_s: how long to wait for a first worker when none is at work.
+        silence_limit_s: see `ProcessExecutor`.
 
     >>> RayExecutor(workers=4).cpus
     1.0
@@ -64,9 +56,11 @@ class RayExecutor:
     gpus: float = 0.0
     retries: int = 2
     patience_s: float = 300.0
+    silence_limit_s: float | None = None
 
     def __post_init__(self) -> None:
         check_counts(self.workers, self.threads, self.retries)
+        check_times(self.silence_limit_s, self.patience_s)
 
     @contextmanager
     def start(self, prober: Probe) -> Iterator[Measure]:
@@ -85,7 +79,7 @@ class RayExecutor:
                 ray = stack.enter_context(_connected(self.address, self.workers))
                 return stack.enter_context(closing(_Actors(ray, self, prober)))
 
-            yield Dispatcher(prober, muster, self.workers, self.retries)
+            yield Dispatcher(prober, muster, Terms(self.workers, self.retries, self.silence_limit_s, self.patience_s))
 
 
 @contextmanager
@@ -121,7 +115,6 @@ class _Actors:
 
     def __init__(self, ray: Any, executor: RayExecutor, prober: Probe) -> None:
         self._ray = ray
-        self._patience_s = executor.patience_s
         parcel = packed_parts(prober, ray.cloudpickle.CloudPickler)
         self._sent = ray.put((parcel.body, parcel.memories)), executor.threads
         self._kind = ray.remote(num_cpus=executor.cpus, num_gpus=executor.gpus)(_Host)
@@ -139,18 +132,21 @@ class _Actors:
         )
         self._at_work[stream] = worker
 
-    def hear(self) -> tuple[int, Message]:
-        while True:
-            waited_for = [*self._at_work, *self._making_ready]
-            found, _ = self._ray.wait(waited_for, num_returns=1, timeout=self._patience_s, fetch_local=False)
-            if found:
-                return self._message(found[0])
-            if not self._at_work:
-                raise WorkerError(
-                    f"no Ray worker was ready within {self._patience_s:g} s: the cluster has no room for one "
-                    f"(free: {self._ray.available_resources()}), or does not reach this machine; points in the store "
-                    "are kept"
-                )
+    def hear(self, within_s: float) -> tuple[int, Message] | None:
+        waited_for = [*self._at_work, *self._making_ready]
+        found, _ = self._ray.wait(waited_for, num_returns=1, timeout=within_s, fetch_local=False)
+        return self._message(found[0]) if found else None
+
+    def end(self, worker: int) -> None:
+        source = next(stream for stream, own in self._at_work.items() if own == worker)
+        del self._at_work[source]
+        self._ray.kill(self._actors[worker])
+        self._start(worker)
+
+    def absence(self) -> str:
+        return (
+            f"the cluster has no room for one (free: {self._ray.available_resources()}), or does not reach this machine"
+        )
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -169,7 +165,7 @@ class _Actors:
             return worker, self._lost(worker, source, error)
         if isinstance(message, Ready):
             del self._making_ready[source]
-        elif not isinstance(message, Measured):
+        elif isinstance(message, Done | Failed):
             del self._at_work[source]
         return worker, message
 
@@ -221,5 +217,5 @@ class _Host:
         while True:
             message = messages.get()
             yield message
-            if not isinstance(message, Measured):
+            if isinstance(message, Done | Failed):
                 return

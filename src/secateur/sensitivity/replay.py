@@ -72,6 +72,8 @@ class Replay:
     def outputs(self, batch: Batch, changes: Sequence[Change]) -> Iterator[tuple[int, Any]]:
         """What the model gives with each of `changes`, as (position in `changes`, outputs), in order of the program.
 
+        Where a change makes the program raise, the exception takes the place of the outputs, and the others go on.
+
         Args:
             batch: on the device of the model.
             changes: each by itself; one that changes nothing gives what the model gives.
@@ -89,13 +91,18 @@ class Replay:
             with torch.no_grad():
                 self._run(walked, fixed, at, first[number])
                 at = first[number]
-                found = self._rest(walked, at, changes[number])
+                try:
+                    found = self._rest(walked, at, changes[number])
+                except Exception as error:
+                    found = error
             yield number, found
 
     def refusal(self, batch: Batch) -> str:
         """Why the program does not serve batches like this one; empty if it gives what the model does."""
         try:
             found = next(self.outputs(batch, [Change(frozenset(), dict)]))[1]
+            if isinstance(found, Exception):
+                raise found
         except Exception as error:
             return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         with in_eval_mode(self.model), torch.no_grad():

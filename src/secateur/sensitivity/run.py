@@ -1,11 +1,14 @@
 """Measure points in this process, until they have all samples or a race is over."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from secateur.progress import Advance
-from secateur.sensitivity.measure import Board, Point, PointStore, Stopped, Tally, loss_damage, measure, metric_damage
+from secateur.sensitivity.after import name_of
+from secateur.sensitivity.failures import across_groups, shared_reason, untried
+from secateur.sensitivity.measure import Board, Point, PointStore, Tally, loss_damage, measure, metric_damage
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing, Side, side
 from secateur.sensitivity.runners import Alone, Together
@@ -25,6 +28,7 @@ def run_points(
     """Fill in points; with `racing` each stops when it is clear of all `boundaries`.
 
     Points that silence units go through the data together; each other one by itself, with a model of its own.
+    Those that raise are named in the tally, and nothing is known of them.
     """
     samples = len(prober.baseline.loss)
     order = racing.order(samples) if racing is not None else np.arange(samples)
@@ -41,30 +45,18 @@ def run_points(
 
     masked = [point for point in points if prober.is_masked(point.group)]
     total = measure(masked, stages(), Together(prober), board, store=store, stopped=stopped)
-    for point in points:
-        if not prober.is_masked(point.group):
-            total += _alone(prober, point, stages, board, store, stopped)
+    after = name_of(prober.after)
+    why = f"points are measured after {after}" if after else "groups that are not exact are cut"
+    # Each may take long, so that all fail alike should show early.
+    for point in across_groups([point for point in points if not prober.is_masked(point.group)]):
+        reason = None if total.measured + total.stored else shared_reason(total.unmeasured, points)
+        if reason is not None:
+            board.lose([point], 0)
+            total += Tally(unmeasured=(untried(point, reason),))
+            continue
+        with closing(Alone(prober, why)) as runner:
+            total += measure([point], stages(), runner, board, store=store, stopped=stopped)
     return total
-
-
-def _alone(
-    prober: Probe,
-    point: Point,
-    stages: Callable[[], Iterator[Stage]],
-    board: Board,
-    store: PointStore | None,
-    stopped: Stopped,
-) -> Tally:
-    """Fill in a point that is measured by a model of its own, which is not made where nothing is left to measure."""
-    if not unseen(point.values).any() or stopped(point):
-        return measure([point], (), Together(prober), board, stopped=stopped)
-    what = (
-        "groups that are not exact are cut"
-        if prober.after is None
-        else f"points are measured after {prober.after.name}"
-    )
-    with prober.without(point.plan) as model:
-        return measure([point], stages(), Alone(prober, model, what), board, store=store, stopped=stopped)
 
 
 def unsettled(

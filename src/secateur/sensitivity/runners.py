@@ -1,6 +1,7 @@
 """Run points on a stage of the data: together by replay, or one of them by a model that is without its units."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -9,13 +10,16 @@ from torch.utils import _pytree as pytree
 from secateur.data import Batch, to_device
 from secateur.measures.evaluate import device_of
 from secateur.sensitivity.probe import Probe
-from secateur.sensitivity.stages import Samples, Stage
+from secateur.sensitivity.stages import Stage
 from secateur.sensitivity.values import fill
 from secateur.surgery.plan import Plan
 from secateur.types import Evaluation
 
 Wanted = tuple[Plan, Evaluation]
 """What is removed, and the values to fill in."""
+
+Ran = Callable[[int], None]
+"""Told of samples that were run for one of those that are wanted."""
 
 
 class Runner(Protocol):
@@ -39,22 +43,40 @@ class Runner(Protocol):
     def why(self) -> str:
         """Why some were not; else empty."""
 
-    def __call__(self, wanted: Sequence[Wanted], stage: Stage) -> None:
-        """Fill in the samples of `stage`."""
+    def __call__(self, wanted: Sequence[Wanted], stage: Stage, ran: Ran) -> Mapping[int, Exception]:
+        """Fill in the samples of `stage`.
+
+        Returns:
+            Position in `wanted` -> why it could not be run; the others were run all the same.
+        """
 
 
 class Alone:
-    """Runs one point by a model that stays in place for all stages."""
+    """Runs one point by a model that is made when it is first needed, and stays in place for all stages."""
 
     replayed = walked = 0
 
-    def __init__(self, prober: Probe, model: nn.Module, why: str) -> None:
-        self.prober, self.model, self.why = prober, model, why
+    def __init__(self, prober: Probe, why: str) -> None:
+        self.prober, self.why = prober, why
+        self._model: nn.Module | None = None
+        self._stack = ExitStack()
 
-    def __call__(self, wanted: Sequence[Wanted], stage: Stage) -> None:
+    def __call__(self, wanted: Sequence[Wanted], stage: Stage, ran: Ran) -> Mapping[int, Exception]:
         """Fill in the samples of `stage`."""
-        for _, values in wanted:
-            fill(values, self.prober.evaluated(self.model, stage.batches), stage.samples)
+        # One, or none where it has the samples of this stage.
+        for plan, values in wanted:
+            try:
+                if self._model is None:
+                    self._model = self._stack.enter_context(self.prober.without(plan))
+                fill(values, self.prober.evaluated(self._model, stage.batches), stage.samples)
+            except Exception as error:
+                return {0: error}
+            ran(len(stage.samples))
+        return {}
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._stack.close()
 
 
 class Together:
@@ -66,26 +88,39 @@ class Together:
         self.why = prober.why
         self._refusals: dict[Any, str] = {}
 
-    def __call__(self, wanted: Sequence[Wanted], stage: Stage) -> None:
+    def __call__(self, wanted: Sequence[Wanted], stage: Stage, ran: Ran) -> Mapping[int, Exception]:
         """Fill in the samples of `stage`."""
+        failed: dict[int, Exception] = {}
         start = 0
         for batch in stage.batches:
             where = stage.samples[start : start + batch.size]
             start += batch.size
-            refusal = self._refusal(batch)
-            if refusal:
-                self.why = refusal
-                self._run_whole(wanted, batch, where)
-            else:
-                for number, after in self.prober.values([plan for plan, _ in wanted], batch):
-                    fill(wanted[number][1], after, where)
-                self.replayed += len(wanted) * batch.size
-                self.walked += batch.size
+            left = [number for number in range(len(wanted)) if number not in failed]
+            for at, found in self._outcomes([wanted[number][0] for number in left], batch):
+                if isinstance(found, Exception):
+                    failed[left[at]] = found
+                else:
+                    fill(wanted[left[at]][1], found, where)
+                    ran(batch.size)
+        return failed
 
-    def _run_whole(self, wanted: Sequence[Wanted], batch: Batch, where: Samples) -> None:
-        for plan, values in wanted:
+    def _outcomes(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation | Exception]]:
+        refusal = self._refusal(batch)
+        if refusal:
+            self.why = refusal
+            yield from ((number, self._whole(plan, batch)) for number, plan in enumerate(plans))
+            return
+        self.walked += batch.size
+        for number, found in self.prober.values(plans, batch):
+            self.replayed += batch.size * (not isinstance(found, Exception))
+            yield number, found
+
+    def _whole(self, plan: Plan, batch: Batch) -> Evaluation | Exception:
+        try:
             with self.prober.without(plan) as model:
-                fill(values, self.prober.evaluated(model, [batch]), where)
+                return self.prober.evaluated(model, [batch])
+        except Exception as error:
+            return error
 
     def _refusal(self, batch: Batch) -> str:
         """Why batches like this one cannot be replayed; tried once for all of the same shapes."""

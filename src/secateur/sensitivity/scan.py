@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.data import BatchFn, as_batches
-from secateur.errors import ArgumentError, WorkerError
+from secateur.errors import ArgumentError
 from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss, resolve_metrics
 from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.after import After, InPlace
+from secateur.sensitivity.after import After, InPlace, name_of
 from secateur.sensitivity.bisection import bisect as halve
 from secateur.sensitivity.curves import metric_curves, others_of
 from secateur.sensitivity.executor import Executor, SerialExecutor
+from secateur.sensitivity.failures import Patient
 from secateur.sensitivity.keys import context_key, known_baseline
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.probe import Probe, probe
@@ -56,6 +57,10 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     Units are silenced, which is what cutting them does. Where a group is not exact, it is cut for each point.
     Only what comes after a group's first consumer is run for it; see `replay`.
 
+    A point that cannot be measured, as it raises or ends its worker again and again, is left out of its curve, so that
+    no allocation can choose it, and named in the table and in `Scan.tally.unmeasured`; all others are measured. Where
+    none can be measured, what the first one raised is raised.
+
     Args:
         program: from `trace`; its model is not changed.
         groups: what to measure.
@@ -86,8 +91,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
 
     Raises:
         ArgumentError: a sparsity outside (0, 1), or something that cannot be sent to other processes.
-        WorkerError: all workers were lost. Points that only some workers were lost over, again and again, are left out
-            of the curves and named in the table.
+        WorkerError: all workers were lost, or could not measure a single point.
         NumericalError: metric or loss of the whole model is not finite.
     """
     data = as_batches(validation, "validation", batch_fn)
@@ -137,17 +141,12 @@ def measure_curves(
     count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
     stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.loss))
     with stage as advance, chosen.start(prober) as measure:
-
-        def run(points: Sequence[Point], boundaries: Sequence[float]) -> Tally:
-            return measure(points, racing, boundaries, store, advance)
-
+        points = [point for own in levels.values() for point in own]
+        run = Patient(points, lambda asked, boundaries: measure(asked, racing, boundaries, store, advance))
         if racing is not None and racing.bisect:
             tally = _bisected(prober, levels, racing, surrogate or {}, run)
         else:
-            points = [point for own in levels.values() for point in own]
             tally = run(points, racing.boundaries if racing else ())
-    if tally.unmeasured and not tally.measured + tally.stored:
-        raise WorkerError(f"no point could be measured: {tally.unmeasured[0]}")
     others, tables = others_of(prober, levels, labels)
     return Scan(
         metric_curves(prober, levels, prober.metric),
@@ -156,7 +155,7 @@ def measure_curves(
         racing=racing,
         others=others,
         by_slice=tables,
-        after="" if prober.after is None else prober.after.name,
+        after=name_of(prober.after),
         surrogate=surrogate or {},
     )
 
@@ -165,7 +164,7 @@ def chosen_executor(workers: int, executor: Executor | None) -> Executor:
     """The executor that is meant by these two arguments of `scan`.
 
     >>> chosen_executor(2, None), chosen_executor(1, None)
-    (ProcessExecutor(workers=2, threads=1, retries=2), SerialExecutor())
+    (ProcessExecutor(workers=2, threads=1, retries=2, silence_limit_s=None, patience_s=300.0), SerialExecutor())
     """
     if executor is None:
         return SerialExecutor() if workers == 1 else ProcessExecutor(workers)

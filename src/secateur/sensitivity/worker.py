@@ -1,8 +1,9 @@
 """What a worker does: open what it was sent, then measure the points of one task after the other."""
 
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.errors import ArgumentError
@@ -12,6 +13,7 @@ from secateur.sensitivity.parcel import Parcel, pack
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.run import run_points
+from secateur.sensitivity.silence import BEAT_S
 from secateur.sensitivity.values import by_name, overwrite
 from secateur.types import Floats
 
@@ -50,6 +52,11 @@ class Ready:
     """A worker waits for a task."""
 
 
+@dataclass(frozen=True)
+class Alive:
+    """A worker measures; sent while there is nothing else to tell."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What is known by now of a point; sent every few seconds, and when it has samples enough.
@@ -65,7 +72,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Done:
-    """All points of the task have been sent."""
+    """All points of the task have been sent, but for those that are named in the tally as not measured."""
 
     tally: Tally
 
@@ -83,7 +90,7 @@ class Failed:
     lost: bool = False
 
 
-Message = Ready | Measured | Done | Failed
+Message = Ready | Alive | Measured | Done | Failed
 
 
 def packed_parts(prober: Probe, pickler: type[pickle.Pickler] = pickle.Pickler) -> Parcel:
@@ -138,16 +145,13 @@ def probe_of(parts: Mapping[str, Any]) -> Probe:
     )  # fmt: skip
 
 
-def reason_of(error: BaseException) -> str:
-    """An error in one line, for people."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-
-def work(prober: Probe, task: Task, send: Callable[[Measured], None]) -> Tally:
+def work(prober: Probe, task: Task, send: Callable[[Alive | Measured], None]) -> Tally:
     """Measure the points of a task, sending what is known of each as it becomes known."""
     groups = {group.name: group for group in prober.groups}
     points = [_point(prober, groups, known, position) for position, known in enumerate(task.points)]
-    return run_points(prober, points, task.racing, task.boundaries, _Outbox(send), lambda steps=1, note="": None)
+    tally = run_points(prober, points, task.racing, task.boundaries, _Outbox(send), _Pulse(send))
+    # Errors are not always such as can be sent.
+    return replace(tally, unmeasured=tuple(replace(one, error=None) for one in tally.unmeasured))
 
 
 def _point(prober: Probe, groups: Mapping[str, Any], known: Known, position: int) -> Point:
@@ -155,6 +159,20 @@ def _point(prober: Probe, groups: Mapping[str, Any], known: Known, position: int
     if known.arrays is not None:
         overwrite(point.values, known.arrays)
     return point
+
+
+@dataclass
+class _Pulse:
+    """Tells now and then that the measurement goes on; called by it, so that one that hangs is silent."""
+
+    send: Callable[[Alive], None]
+    last: float = field(default_factory=time.monotonic)
+
+    def __call__(self, steps: int = 1, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last >= BEAT_S:
+            self.send(Alive())
+            self.last = now
 
 
 @dataclass(frozen=True)

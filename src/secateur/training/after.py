@@ -10,7 +10,7 @@ from secateur.data import BatchFn
 from secateur.errors import ArgumentError
 from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss
-from secateur.sensitivity.after import After, held
+from secateur.sensitivity.after import After, held, name_of
 from secateur.surgery.plan import Plan
 from secateur.training.loop import Retraining, retrain
 from secateur.types import Group
@@ -52,7 +52,7 @@ class AfterRetraining:
     @property
     def name(self) -> str:
         """For people."""
-        before = "" if self.first is None else f"{self.first.name} and "
+        before = "" if self.first is None else f"{name_of(self.first)} and "
         return f"{before}{self.steps} step{'s' if self.steps > 1 else ''} of retraining"
 
     def __call__(self, small: nn.Module, plan: Plan, *, program: Program, groups: Sequence[Group]) -> nn.Module:
