@@ -92,10 +92,19 @@ def _everywhere(form: Convolution, inputs: Tensor) -> Tensor:
     every = _shifts(form)
     forwards = every[: len(every) // 2 + 1]
     along = [sum(e * d * s for e, d, s in zip(shift, form.dilation, step, strict=True)) for shift in forwards]
-    total = lines.new_zeros(len(forwards), len(lines), len(lines), dtype=torch.float64)
-    for start in range(0, lines.shape[1], BLOCK):
-        moved = [lines[:, start + by : start + by + BLOCK] for by in along]
-        total += torch.stack([lines[:, start : start + m.shape[1]] @ m.T for m in moved]).double()
+    channels, stop = len(lines), lines.shape[1] - along[-1]
+    total = lines.new_zeros(len(forwards), channels, channels, dtype=torch.float64)
+    # Shifts along the last dimension alone lie equally far apart: one batch of products, which threads share.
+    runs = [len(list(run)) for _, run in itertools.groupby(forwards, key=lambda shift: shift[:-1])]
+    # What is left out at the end is the zeros behind the last image.
+    for start in range(0, stop, BLOCK):
+        here = lines[:, start : min(start + BLOCK, stop)]
+        first = 0
+        for count in runs:
+            shape, strides = (count, here.shape[1], channels), (form.dilation[-1], 1, lines.stride(0))
+            moved = lines.as_strided(shape, strides, lines.storage_offset() + start + along[first])
+            total[first : first + count] += (here @ moved).double()
+            first += count
     # The other half is the same the other way round, in reverse.
     both = torch.cat([total, total[1:].flip(0).transpose(1, 2)])
     number = {shift: k for k, shift in enumerate(every)}
