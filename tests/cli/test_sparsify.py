@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import secateur as sc
-from secateur.cli import main
+from secateur.cli import main, sparsify as command
 from secateur.cli.loaders import load_data
 from secateur.cli.recipe import load_recipe
 from secateur.cli.recipe_sparsity import AllocationName, MethodName, SparsifyPart
@@ -57,6 +57,27 @@ def test_the_saved_model_is_the_one_that_was_measured(capsys, recipe: Path, tmp_
     assert "accuracy on 40 validation samples" in shown
 
 
+def test_offloading_goes_to_the_folder_beside_the_recipe_and_changes_nothing(
+    capsys, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert code("sparsify", recipe, "--out", tmp_path / "whole") == 0
+    folder = recipe.parent / "parked"
+    recipe.write_text(recipe.read_text().replace("leave: [head]", "leave: [head], offload: {folder: parked}"))
+    assert code("sparsify", recipe, "--out", tmp_path / "parts") == 2
+    assert f"{str(folder)!r}" in capsys.readouterr().err
+    folder.mkdir()
+    seen = []
+    honest = command.sparsify
+    monkeypatch.setattr(command, "sparsify", lambda *a, **k: seen.append(k["offload"]) or honest(*a, **k))
+    assert code("sparsify", recipe, "--out", tmp_path / "parts", "--set", "sparsify.offload.memory_bytes=1000") == 0
+    assert seen == [sc.Offload(str(folder), memory_bytes=1000)] and not list(folder.iterdir())
+    one, two = (sc.load(lambda: digits_cnn(4), tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    monkeypatch.chdir(tmp_path)
+    there = load_recipe(recipe, ["sparsify.offload.folder=elsewhere"]).sparsify
+    assert there.offload.folder == str(tmp_path / "elsewhere") and there.offload.memory_bytes == 2**28
+
+
 def test_a_loss_that_grows_is_lost(capsys, recipe: Path, tmp_path: Path) -> None:
     much = "sparsify={sparsity: 0.95, method: magnitude, recalibrate: false}"
     words = ("--set", "metric=cross_entropy", "--set", much)
@@ -86,6 +107,8 @@ def test_commands_say_which_recipe_is_theirs(capsys, recipe: Path, tmp_path: Pat
         ("pattern=3:", "sparsify.pattern"),
         ("method=obd", "sparsify.method"),
         ("levels=3", "unknown key 'sparsify.levels'"),
+        ("offload={folder: x, memory_bytes: -1}", "sparsify.offload.memory_bytes"),
+        ("offload={memory_bytes: 1}", "sparsify.offload.folder"),
     ],
 )
 def test_what_a_recipe_may_not_say(recipe: Path, given: str, said: str) -> None:

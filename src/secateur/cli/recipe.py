@@ -268,7 +268,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return placed
 
 
-PATH_KEYS = ("file", "weights")
+PATH_KEYS = ("file", "weights", "folder")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -299,7 +299,11 @@ def _with_paths(recipe: Recipe, base: Path) -> Recipe:
         for name, rows in parts.items()
         if isinstance(rows, FileRows)
     }
-    return recipe.model_copy(update={"model": model, "data": data.model_copy(update=placed)})
+    found: dict[str, Any] = {"model": model, "data": data.model_copy(update=placed)}
+    if recipe.sparsify is not None and recipe.sparsify.offload is not None:
+        offload = recipe.sparsify.offload.model_copy(update={"folder": place(recipe.sparsify.offload.folder)})
+        found["sparsify"] = recipe.sparsify.model_copy(update={"offload": offload})
+    return recipe.model_copy(update=found)
 
 
 def _check_test_is_apart(recipe: Recipe, path: Path) -> None:

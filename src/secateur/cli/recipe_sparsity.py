@@ -12,6 +12,13 @@ MethodName = Literal[
 AllocationName = Literal["uniform", "erk", "magnitude", "lamp", "owl", "measured"]
 
 
+class OffloadPart(Part):
+    """Where weights and activations go that are not at work, and how many bytes of them stay in memory."""
+
+    folder: str
+    memory_bytes: int = Field(2**28, ge=0)
+
+
 class SparsifyPart(Part):
     """Zeros for single weights: how many, where, chosen and made up for how."""
 
@@ -21,3 +28,4 @@ class SparsifyPart(Part):
     allocation: AllocationName = "uniform"
     leave: Names = ()
     recalibrate: bool = True
+    offload: OffloadPart | None = None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
+from secateur.capture.parking import Offload
 from secateur.cli.loaders import Splits, example_args, load_dense
 from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
@@ -52,13 +53,17 @@ def sparsified(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
 
     Raises:
         RecipeError: the recipe has no `sparsify` part.
+        ArgumentError: it offloads to a folder that does not exist.
     """
     if recipe.sparsify is None:
         raise RecipeError("the recipe has no sparsify: part; add one, such as sparsify: {sparsity: 0.8, method: obc}")
     wanted, part = wanted_of(recipe.sparsify), recipe.sparsify
     dense = load_dense(recipe.model, allowed)
     calibration = first_samples(as_batches(splits.train, "train"), recipe.calibration_samples, seed=recipe.seed)
-    found = sparsify(dense, wanted, calibration=calibration, recalibrated=part.recalibrate, progress=make_progress())
+    found = sparsify(
+        dense, wanted, calibration=calibration, recalibrated=part.recalibrate, offload=offload_of(part),
+        progress=make_progress(),
+    )  # fmt: skip
     nothing_cut = Plan({}, {})
     save_model(found.model, out, original=dense, plan=nothing_cut, extra={"sparsity_plan": found.plan.to_json()})
     speed = sparse_speed(dense, found.model, args=example_args(splits, recipe.model.example_batch))
@@ -77,6 +82,15 @@ def wanted_of(part: SparsifyPart) -> Sparsity:
     return Sparsity(
         part.sparsity, pattern_named(part.pattern), METHODS[part.method], ALLOCATIONS[part.allocation], part.leave
     )
+
+
+def offload_of(part: SparsifyPart) -> Offload | None:
+    """Where the recipe wants what is not at work; None = in memory.
+
+    Raises:
+        ArgumentError: the folder does not exist.
+    """
+    return None if part.offload is None else Offload(part.offload.folder, memory_bytes=part.offload.memory_bytes)
 
 
 def quality(recipe: Recipe, splits: Splits, dense: nn.Module, found: Sparsified) -> str:
