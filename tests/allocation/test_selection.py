@@ -62,6 +62,45 @@ def test_a_control_that_does_as_well_is_said_to() -> None:
     assert worse.name == "magnitude" and "a naive rule does best" in worse.reason
 
 
+def test_of_two_that_are_equal_the_one_that_is_no_control_wins() -> None:
+    slopes = {"a": 0.1, "b": 0.1}
+    both = {"magnitude": candidate(slopes, 0, is_control=True), "taylor": candidate(slopes, 0)}
+    found = select(both, cost=cost, tolerance=0.05, budgets=[0.9], refinements=0)
+    assert found.name == "taylor" and found.as_good == ("magnitude",)
+    assert "magnitude reaches the same at a damage of" in found.reason
+
+
+def test_at_the_same_budget_the_least_damage_wins() -> None:
+    both = {"bad": candidate({"a": 0.1, "b": 0.1}, 0), "good": candidate({"a": 0.01, "b": 0.01}, 0)}
+    found = select(both, cost=cost, tolerance=1.0, budgets=[0.9, 0.8], refinements=0)
+    assert found.name == "good" and found.choice.damage < found.choices["bad"].damage
+    # Neither is a control, and none is said to be as good.
+    assert found.as_good == () and "control" not in found.reason and "measurably" not in found.reason
+
+
+def test_standard_errors_repeats_folds_and_seed_are_those_asked_for() -> None:
+    only = candidate({"a": 0.3, "b": 0.3}, 0, samples=40)
+    asked: list[int] = []
+
+    def joint(widths, positions):
+        asked.append(len(positions))
+        return only.joint(widths, positions)
+
+    def found(**more):
+        asked.clear()
+        chosen = select({"x": Candidate(only.curves, joint)}, cost=cost, tolerance=0.1, refinements=0, **more)
+        return chosen.pictures["x"], chosen.choice
+
+    picture, choice = found(budgets=[1, 0.9, 0.8, 0.7], standard_errors=0.0)
+    assert choice == choose(picture, 0.1, standard_errors=0.0) != choose(picture, 0.1)
+    found(budgets=[0.8], folds=4, repeats=3)
+    assert asked == [10] * 12
+    means = {float(found(budgets=[0.8], folds=2, seed=seed)[0].mean[0]) for seed in (0, 0, 1, 2, 3)}
+    assert 1 < len(means) < 5
+    with pytest.raises(ArgumentError, match="once at least"):
+        found(repeats=0)
+
+
 def test_the_objective_is_chosen_too() -> None:
     slopes = {"a": 0.01, "b": 0.5}
     rules = {"least": LeastDamage(), "equal": EqualDamage(), "uniform": UniformDensity()}

@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
+from torch import nn
 
+import secateur as sc
+from secateur.allocation.selection import Candidate, select
 from secateur.allocation.thresholds import BudgetCurve, choose, cross_validate, folds
 from secateur.errors import ArgumentError, MetricError
 from secateur.types import Curve
@@ -72,6 +76,41 @@ def test_predicted_is_the_sum_of_what_other_folds_say_of_each_group() -> None:
     assert len(set(expected)) > 1
     assert found.predicted == pytest.approx([sum(expected) / 4])
     assert found.interaction == pytest.approx([0.7 - sum(expected) / 4])
+
+
+def test_budgets_are_of_the_cost_that_the_goal_bounds() -> None:
+    # The first group has most of the multiply-adds, the second most of the parameters.
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3), nn.Flatten(), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 40)
+    )
+    program = sc.trace(model, (torch.zeros(2, 1, 8, 8),))
+    groups = [g for g in sc.find_groups(program) if g.name in ("0", "4")]
+    price = sc.costs(program, groups)
+    rng = np.random.default_rng(0)
+    curves = {}
+    for group in groups:
+        widths = tuple(range(group.width, 0, -1))
+        damage = np.arange(group.width)[:, None] * rng.random(12)
+        curves[group.name] = Curve(group.name, widths, tuple(1 - w / group.width for w in widths), damage, damage)
+    parts = folds(12, 3, np.random.default_rng(0))
+
+    def left(goal) -> tuple[float, float]:
+        seen = []
+
+        def joint(widths, samples):
+            seen.append((price.macs(widths) / price.macs({}), price.params(widths) / price.params({})))
+            return np.zeros(len(samples))
+
+        candidate = Candidate(curves, joint)
+        select({"x": candidate}, cost=price, tolerance=1.0, goal=goal, budgets=[0.6], folds=3, refinements=0)
+        cross_validate(curves, budgets=[0.6], cost=price, joint=joint, folds=parts, goal=goal)
+        assert len(seen) == 6
+        return tuple(max(s) for s in zip(*seen, strict=True))
+
+    assert left(None)[0] <= 0.6 < left(None)[1]
+    assert left(sc.Budget(params=0.3))[1] <= 0.6 < left(sc.Budget(params=0.3))[0]
+    both = left(sc.Budget(macs=0.5, params=0.5))
+    assert max(both) <= 0.6
 
 
 def test_the_error_is_that_of_the_mean_over_all_samples() -> None:
