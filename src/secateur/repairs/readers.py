@@ -8,8 +8,16 @@ from secateur.graph.typing import operator_name
 _LINEAR = ("linear", "conv", "matmul", "mm", "addmm", "bmm", "lstm", "gru", "rnn_tanh", "rnn_relu")
 _MOVING = {
     "t",
+    "numpy_T",
+    "mT",
     "transpose",
+    "swapaxes",
+    "swapdims",
     "permute",
+    "movedim",
+    "moveaxis",
+    "view",
+    "reshape",
     "slice",
     "chunk",
     "split",
@@ -19,6 +27,7 @@ _MOVING = {
     "detach",
     "alias",
 }
+"""Operators that give entries of what they read, and nothing else."""
 
 
 def is_read_otherwise(program: Program, name: str) -> bool:
