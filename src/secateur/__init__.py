@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.allocation.allocate import allocate
     from secateur.allocation.certificate import Certificate, certify_agreement, certify_paired
+    from secateur.allocation.contenders import Contenders
     from secateur.allocation.front import Front, front
     from secateur.allocation.local_search import Refined, refine
     from secateur.allocation.objectives import EqualDamage, GlobalThreshold, LeastDamage, Objective, UniformDensity
@@ -104,6 +105,7 @@ _HOMES = {
     "Candidate": "secateur.allocation.selection:Candidate",
     "Certificate": "secateur.allocation.certificate:Certificate",
     "Certification": "secateur.pipeline.certification:Certification",
+    "Contenders": "secateur.allocation.contenders:Contenders",
     "Cost": "secateur.types:Cost",
     "Criterion": "secateur.criteria.criterion:Criterion",
     "Curve": "secateur.types:Curve",
@@ -242,6 +244,7 @@ __all__ = [
     "Candidate",
     "Certificate",
     "Certification",
+    "Contenders",
     "Cost",
     "Criterion",
     "Curve",

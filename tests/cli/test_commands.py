@@ -241,9 +241,9 @@ def test_where_and_how_far_is_measured_is_said_in_the_recipe(monkeypatch: pytest
 
     plain = given()
     assert plain["executor"] == sc.SerialExecutor() and plain["racing"] is None and plain["spend"] is None
-    more = given("workers=3", "racing={stage: 100, bisect: true}", "spend=sequence", "confidence=0.9")
+    more = given("workers=3", "racing={stage: 100, least: 50, bisect: true}", "spend=sequence", "confidence=0.9")
     assert more["executor"] == sc.ProcessExecutor(3) and more["spend"] == "sequence" and more["confidence"] == 0.9
-    assert more["racing"] == sc.Racing((more["tolerance"],), stage=100, bisect=True)
+    assert more["racing"] == sc.Racing((more["tolerance"],), stage=100, least=50, bisect=True)
     far = given("workers=3", "ray={address: auto, gpus: 0.5}", "racing.boundaries=[0.1]")
     assert far["executor"] == sc.RayExecutor(3, "auto", gpus=0.5) and far["racing"] == sc.Racing((0.1,))
 

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from secateur.data import as_batches
+from secateur.errors import ArgumentError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.sensitivity.bisection import bisect
@@ -215,3 +216,51 @@ def test_a_surrogate_begins_the_halving_and_its_agreement_is_reported(setting, e
     assert whole.agreement() == pytest.approx(expected)
     assert f"rank correlation of {expected:.2f} (Spearman, 9 points)" in str(whole)
     assert "rank correlation" not in str(exhaustive)
+
+
+def test_points_are_deepened_until_none_is_asked_for(setting, exhaustive: Scan) -> None:
+    """Two points are asked for beyond what the race left, one of them in two steps; all others stay as they were."""
+    racing = Racing((0.05,), stage=100)
+    raced = scan(*setting, sparsities=LEVELS, racing=racing)
+    rough = [(name, level) for name, curve in raced.items() for level in (1, 2, 3) if curve.seen()[level] <= 400][:2]
+    assert len(rough) == 2
+    steps = [{0: 500}, {0: 450, 1: 730}, {1: 1100}, {1: 1100}]
+    rounds = []
+
+    def deepen(curves):
+        rounds.append({place: curves[place[0]].seen()[place[1]] for place in rough})
+        asked = steps[min(len(rounds), len(steps)) - 1]
+        return {(rough[k][0], curves[rough[k][0]].widths[rough[k][1]]): n for k, n in asked.items()}
+
+    found = scan(*setting, sparsities=LEVELS, racing=racing, deepen=deepen)
+    # Whole stages of a hundred; what has enough already is not run again.
+    assert [list(seen.values()) for seen in rounds[1:]] == [
+        [500, rounds[0][rough[1]]], [500, 800], [500, 1100]
+    ]  # fmt: skip
+    for name, curve in found.items():
+        known = ~np.isnan(curve.loss_damage)
+        np.testing.assert_allclose(curve.loss_damage[known], exhaustive[name].loss_damage[known], atol=1e-12)
+        for level, before in enumerate(raced[name].seen()):
+            assert curve.seen()[level] == {rough[0]: 500, rough[1]: 1100}.get((name, level), before)
+    extra = 1600 - sum(rounds[0].values())
+    assert found.tally.measured - raced.tally.measured == extra == raced.tally.stopped - found.tally.stopped
+    # Samples that no point wanted were not walked again: at most the new ones of each round.
+    assert 0 < found.tally.walked - raced.tally.walked <= extra
+
+
+def test_each_point_has_at_least_so_many_samples(setting) -> None:
+    raced = scan(*setting, sparsities=LEVELS, racing=Racing((0.05,), stage=100))
+    found = scan(*setting, sparsities=LEVELS, racing=Racing((0.05,), stage=100, least=450))
+    for name, curve in found.items():
+        assert curve.seen().tolist() == np.maximum(raced[name].seen(), 500).tolist()
+
+
+@pytest.mark.parametrize("racing", [None, Racing((0.05,), bisect=True)])
+def test_only_what_a_race_of_all_levels_left_can_be_deepened(setting, racing: Racing | None) -> None:
+    with pytest.raises(ArgumentError, match="without bisect"):
+        scan(*setting, racing=racing, deepen=lambda curves: {})
+
+
+def test_a_point_that_there_is_not_cannot_be_deepened(setting) -> None:
+    with pytest.raises(ArgumentError, match="'none', 3"):
+        scan(*setting, sparsities=(0.5,), racing=Racing((0.05,)), deepen=lambda curves: {("none", 3): 10})

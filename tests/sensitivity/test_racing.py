@@ -103,6 +103,7 @@ def test_settings_out_of_range() -> None:
         ({"boundaries": (0.1,), "error": 1.0}, "error"),
         ({"boundaries": (0.1,), "clip": 0.0}, "clip"),
         ({"boundaries": (0.1,), "stage": 0}, "stage"),
+        ({"boundaries": (0.1,), "least": -1}, "least"),
         ({"boundaries": (0.1,), "indifference": -0.1}, "indifference"),
     ):
         with pytest.raises(ArgumentError, match=word):

@@ -135,6 +135,7 @@ class RacingPart(Part):
     on: Literal["metric", "loss"] = "metric"
     clip: float | None = Field(None, gt=0)
     stage: int = Field(250, ge=1)
+    least: int = Field(0, ge=0)
     bisect: bool = False
 
 

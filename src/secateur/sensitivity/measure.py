@@ -235,7 +235,8 @@ def measure(
     for stage in stages if alive else ():
         wanting = [p for p in alive if p.missing(stage.samples)]
         board.show((len(alive) - len(wanting)) * len(stage.samples))
-        failed = runner([(p.plan, p.values) for p in wanting], stage, board.show)
+        # Without a point that wants it, a stage is not walked.
+        failed = runner([(p.plan, p.values) for p in wanting], stage, board.show) if wanting else {}
         lost |= {id(wanting[at]): unmeasured(wanting[at], error) for at, error in failed.items()}
         measured += (len(wanting) - len(failed)) * len(stage.samples)
         changed |= {id(p): p for p in wanting}

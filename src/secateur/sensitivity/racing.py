@@ -34,7 +34,7 @@ class Racing:
     """When a point has samples enough to tell on which side of a boundary it lies.
 
     It is for thresholds. What lies far from all boundaries stops early and is known roughly, so an allocation within a
-    budget is worse from raced curves, unless stages are large or boundaries many.
+    budget is worse from raced curves, unless the levels that it may choose are measured further: see `Contenders`.
 
     Attributes:
         boundaries: of the mean damage, in its unit; a point stops when it is clear of all of them. A tolerance.
@@ -43,6 +43,7 @@ class Racing:
         on: the damage that is compared with the boundaries.
         clip: damages beyond `clip` on either side count as `clip`; None: as they are.
         stage: samples between two looks.
+        least: samples that each point gets, however clear it is.
         indifference: points whose mean lies this near to a boundary may be taken for either side, and so stop earlier;
             the error is that of all others.
         bisect: only the last sparsity within each boundary is looked for, by halving; else all are measured.
@@ -59,6 +60,7 @@ class Racing:
     on: Literal["metric", "loss"] = "metric"
     clip: float | None = None
     stage: int = 250
+    least: int = 0
     indifference: float = 0.0
     bisect: bool = False
     seed: int = 0
@@ -73,8 +75,11 @@ class Racing:
             raise ArgumentError(f"clip={self.clip} must be positive: the greatest damage that counts")
         if not 0 <= self.indifference < math.inf:
             raise ArgumentError(f"indifference={self.indifference} must be a damage: finite and not negative")
-        if self.stage < 1 or (self.memory_bytes or 0) < 0:
-            raise ArgumentError(f"stage={self.stage} must be at least 1, memory_bytes={self.memory_bytes} at least 0")
+        if self.stage < 1 or self.least < 0 or (self.memory_bytes or 0) < 0:
+            raise ArgumentError(
+                f"stage={self.stage} must be at least 1, "
+                f"least={self.least} and memory_bytes={self.memory_bytes} at least 0"
+            )
 
     def order(self, samples: int) -> Samples:
         """The samples, in the order in which they are drawn."""

@@ -71,7 +71,9 @@ def unsettled(
 
 
 def _is_clear(prober: Probe, point: Point, racing: Racing, order: Samples, boundaries: Sequence[float]) -> bool:
-    return all(_side(prober, point, racing, order, boundary) is not None for boundary in boundaries)
+    return point.seen >= racing.least and all(
+        _side(prober, point, racing, order, boundary) is not None for boundary in boundaries
+    )
 
 
 def _side(prober: Probe, point: Point, racing: Racing, order: Samples, boundary: float) -> Side | None:

@@ -1,6 +1,8 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from secateur.data import BatchFn, as_batches
@@ -23,9 +25,12 @@ from secateur.sensitivity.result import Scan, Surrogate
 from secateur.sensitivity.run import is_within
 from secateur.sensitivity.slices import Slices, labels_of
 from secateur.surgery.plan import Scores, kept_width
-from secateur.types import Group
+from secateur.types import Curves, Group
 
 Run = Callable[[Sequence[Point], Sequence[float]], Tally]
+
+Deepen = Callable[[Curves], Mapping[tuple[str, int], int]]
+"""Curves so far -> samples that points should have, by group name and width; none where all have enough."""
 
 Sparsities = Sequence[float] | Mapping[str, Sequence[float]]
 
@@ -46,6 +51,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     after: After | InPlace | None = None,
     batch_fn: BatchFn | None = None,
     racing: Racing | None = None,
+    deepen: Deepen | None = None,
     surrogate: Surrogate | None = None,
     workers: int = 1,
     executor: Executor | None = None,
@@ -79,6 +85,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         batch_fn: takes apart batches of an unusual shape.
         racing: points stop early, once they are clear of its boundaries; None: each point gets all samples.
             With its `bisect`, curves have the levels that were measured on the way.
+        deepen: asked after the race, again and again, which points should have more samples: `Contenders` names those
+            that budgets turn on.
         surrogate: group name -> width -> predicted damage, in any unit; see `predict`. Halving begins where it says,
             and its rank agreement with what was measured is reported.
         workers: more than one measure in so many processes; short for `executor=ProcessExecutor(workers)`.
@@ -90,7 +98,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         Curves by group; the first level of each is the whole group, with no damage. It prints as a table.
 
     Raises:
-        ArgumentError: a sparsity outside (0, 1), or something that cannot be sent to other processes.
+        ArgumentError: a sparsity outside (0, 1), something that cannot be sent to other processes, or `deepen` without
+            a race of all sparsities or that asks for a point that there is not.
         WorkerError: all workers were lost, or could not measure a single point.
         NumericalError: metric or loss of the whole model is not finite.
     """
@@ -107,6 +116,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         sparsities=sparsities,
         slices=slices,
         racing=racing,
+        deepen=deepen,
         surrogate=surrogate,
         workers=workers,
         executor=executor,
@@ -121,6 +131,7 @@ def measure_curves(
     sparsities: Sparsities = SPARSITIES,
     slices: Slices = None,
     racing: Racing | None = None,
+    deepen: Deepen | None = None,
     surrogate: Surrogate | None = None,
     workers: int = 1,
     executor: Executor | None = None,
@@ -129,6 +140,8 @@ def measure_curves(
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
     chosen = chosen_executor(workers, executor)
+    if deepen is not None and (racing is None or racing.bisect):
+        raise ArgumentError("deepen= measures on what a race left: pass racing=Racing(...) without bisect as well")
     labels = labels_of(prober.data, slices)
     context = context_key(prober) if store is not None else ""
     groups = {group.name: group for group in prober.groups}
@@ -147,6 +160,8 @@ def measure_curves(
             tally = _bisected(prober, levels, racing, surrogate or {}, run)
         else:
             tally = run(points, racing.boundaries if racing else ())
+        if racing is not None and deepen is not None:
+            tally = _deepened(prober, levels, tally, deepen, racing, partial(measure, store=store, advance=_in_silence))
     others, tables = others_of(prober, levels, labels)
     return Scan(
         metric_curves(prober, levels, prober.metric),
@@ -192,6 +207,40 @@ def _bisected(
 
         halve({name: len(own) for name, own in levels.items()}, within, predicted)
     return total
+
+
+def _deepened(
+    prober: Probe,
+    levels: Mapping[str, Sequence[Point]],
+    tally: Tally,
+    deepen: Deepen,
+    racing: Racing,
+    measure: Callable[..., Tally],
+) -> Tally:
+    """Go on with the points that `deepen` asks for, those with the fewest samples first."""
+    points = {(name, point.width): point for name, own in levels.items() for point in own}
+    while True:
+        asked = deepen(metric_curves(prober, levels, prober.metric))
+        if unknown := sorted(asked.keys() - points.keys()):
+            raise ArgumentError(f"deepen= asks for {unknown[0]}, a group and width that are not among the points")
+        wanting = {place: samples for place, samples in asked.items() if 0 < points[place].seen < samples}
+        if not wanting:
+            return tally
+        least = min(wanting.values())
+        chosen = [points[place] for place in wanting if points[place].seen < least]
+        more = measure(chosen, replace(racing, least=least), racing.boundaries)
+        tally = replace(
+            tally,
+            measured=tally.measured + more.measured,
+            stopped=sum(len(point.values.loss) - point.seen for point in points.values() if point.seen),
+            replayed=tally.replayed + more.replayed,
+            walked=tally.walked + more.walked,
+            unmeasured=tuple(dict.fromkeys((*tally.unmeasured, *more.unmeasured))),
+        )
+
+
+def _in_silence(steps: int = 1, note: str = "") -> None:
+    """The race has shown these points as done."""
 
 
 def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[int, ...]]:
