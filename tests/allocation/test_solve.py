@@ -1,5 +1,6 @@
 """The solver against enumeration, on chains, streams, triangles, branches and several bounds at once."""
 
+import ctypes
 import itertools
 import time
 
@@ -243,3 +244,29 @@ def test_more_budget_never_damages_more() -> None:
         damages.append(np.inf if found is None else given.damage(found.levels))
     assert (np.diff([d for d in damages if np.isfinite(d)]) <= 1e-9).all()
     assert damages[-1] == 0
+
+
+def test_the_integer_program_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    # HiGHS 1.12 prints a line at this one where it is presolved.
+    rng = np.random.default_rng(28)
+    count, levels = 10, 9
+    drawn = [tuple(rng.choice(count, 2, replace=False)) for _ in range(4)]
+    pairs = [*((k, k + 1) for k in range(count - 1)), (0, count - 1), *(tuple(sorted(map(int, two))) for two in drawn)]
+    widths = [np.round(w * np.linspace(1, 0.1, levels)) for w in rng.choice([16, 32, 64, 128, 256], count)]
+    damages = [
+        np.concatenate([[0.0], np.cumsum(rng.exponential(rng.lognormal(), levels - 1) ** 3)]) for _ in range(count)
+    ]
+    costs = []
+    for _ in range(2):
+        parts = [((), np.asarray(float(rng.integers(0, 5))))]
+        for scope in [*((k,) for k in range(count)), *dict.fromkeys(pairs)]:
+            table = np.asarray(float(rng.integers(0, 900)))
+            for k in scope:
+                table = table[..., None] * widths[k]
+            parts.append((scope, table))
+        costs.append(parts)
+    dense = Problem(damages, costs, np.ones(2)).cost((0,) * count)
+    found, _ = solve_integer(Problem(damages, costs, dense * rng.uniform(0.2, 0.7, 2)), gap=1e-6, limit_s=30)
+    # What C has printed lies in a buffer of its own.
+    ctypes.CDLL(None).fflush(None)
+    assert found is not None and capfd.readouterr().out == ""
