@@ -10,7 +10,7 @@ from networks import CASES, built
 from secateur.data import as_batches
 from secateur.errors import DataError, MetricError, NumericalError
 from secateur.measures.cost import measure
-from secateur.measures.evaluate import check_decomposable, evaluate
+from secateur.measures.evaluate import evaluate
 from secateur.measures.latency import Latency, time_models, verdict
 from secateur.measures.metrics import (
     accuracy,
@@ -155,19 +155,14 @@ def test_values_that_are_not_finite_are_refused_at_the_baseline() -> None:
         evaluate(model, data, metric=resolve_metric("accuracy"), loss=resolve_loss("cross_entropy"))
 
 
-def test_torchmetrics_that_are_means_work_and_others_are_refused() -> None:
+def test_torchmetrics_that_are_means_have_one_value_a_sample() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     x, y = torch.randn(20, 4), torch.randint(3, (20,))
     data = as_batches([(x[:12], y[:12]), (x[12:], y[12:])], "d")
     metric = resolve_metric(torchmetrics.classification.MulticlassAccuracy(3, average="micro"))
     found = evaluate(model, data, metric=metric, loss=resolve_loss("cross_entropy"))
-    check_decomposable(model, data, metric=metric, found=found)
     assert found.metric.tolist() == (model(x).argmax(1) == y).double().tolist()
-    f1 = resolve_metric(torchmetrics.classification.MulticlassF1Score(3, average="macro"))
-    wrong = evaluate(model, data, metric=f1, loss=resolve_loss("cross_entropy"))
-    with pytest.raises(MetricError, match="not a mean over samples"):
-        check_decomposable(model, data, metric=f1, found=wrong)
 
 
 def test_data_of_common_shapes_and_bad_data() -> None:

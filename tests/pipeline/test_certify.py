@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import secateur as sc
 from secateur.storage.data_uses import USES
@@ -65,6 +66,25 @@ def test_a_metric_that_is_no_mean_is_tested_by_the_shares_of_its_samples() -> No
     before, after = (f1_score(targets, m.scores.argmax(1), average="macro") for m in (model(10), model(40)))
     assert (found.before, found.after) == (pytest.approx(before), pytest.approx(after))
     assert found.certified and 0 < found.drop_error < 0.02 and found.guarantee == "asymptotic"
+
+
+def test_an_object_that_is_no_mean_is_tested_as_the_metric_of_that_name() -> None:
+    named = sc.certify(model(10), model(40), batches(), metric="f1", tolerance=0.1).parts[0]
+    found = sc.certify(model(10), model(40), batches(), metric=MulticlassF1Score(3), tolerance=0.1).parts[0]
+    assert (found.before, found.after) == (pytest.approx(named.before), pytest.approx(named.after))
+    assert found.guarantee == "asymptotic" and "no mean over samples" in str(found)
+    # The spread over 200 resamples is known to 5 %.
+    assert found.drop_error == pytest.approx(named.drop_error, rel=0.2)
+    mean = sc.certify(model(10), model(40), batches(), metric=MulticlassAccuracy(3, average="micro"), tolerance=0.1)
+    assert mean.parts[0].guarantee == "exact"
+
+
+def test_shares_promise_nothing_that_they_cannot_keep() -> None:
+    with pytest.raises(sc.ArgumentError, match="f1 is no mean over samples"):
+        sc.certify(model(10), model(40), batches(), metric="f1", tolerance=0.1, clip=0.5)
+    # Of two models without an error all shares are 0, and F1 is 1: neither binary values nor certainty.
+    found = sc.certify(model(), model(), batches(), metric="f1", tolerance=0.1).parts[0]
+    assert not found.certified and found.bound == float("inf") and found.guarantee == "asymptotic"
 
 
 def test_the_worst_class_decides() -> None:

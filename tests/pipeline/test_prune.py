@@ -134,8 +134,31 @@ def test_budgets_on_parameters_and_on_several_costs(net: Net, budget: sc.Budget)
     assert after.params > 0.5 * budget.params * before.params, "no more is removed than the budget asks"
 
 
-def test_a_metric_that_is_no_mean_over_samples_decides(net: Net) -> None:
-    result = sc.prune(net, ARGS, **DATA, budget=sc.Budget(macs=0.08), metric="f1", repair=False, retrain=None, **QUICK)
+class MacroF1:
+    """An object as torchmetrics has them."""
+
+    higher_is_better = True
+
+    def reset(self) -> None:
+        self.said: list[torch.Tensor] = []
+        self.true: list[torch.Tensor] = []
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        self.said.append(scores.argmax(1))
+        self.true.append(targets)
+
+    def compute(self) -> float:
+        said, true = torch.cat(self.said), torch.cat(self.true)
+        right = [int(((said == k) & (true == k)).sum()) for k in (0, 1)]
+        named = [int((said == k).sum() + (true == k).sum()) for k in (0, 1)]
+        return sum(2 * r / max(1, n) for r, n in zip(right, named, strict=True)) / 2
+
+
+@pytest.mark.parametrize("metric", ["f1", MacroF1()], ids=["name", "object"])
+def test_a_metric_that_is_no_mean_over_samples_decides(net: Net, metric) -> None:
+    result = sc.prune(
+        net, ARGS, **DATA, budget=sc.Budget(macs=0.08), metric=metric, repair=False, retrain=None, **QUICK
+    )
     x, y = stripes(300, 2)
     before, after = (f1_score(y, m(x).argmax(1), average="macro") for m in (net, result.model))
     assert 0 < result.damage.mean == pytest.approx(before - after, abs=1e-6)

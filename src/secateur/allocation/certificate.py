@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,10 @@ ASSUMES = (
 DOCUMENTS = (
     "The unit is the document: each counts once, whatever its length, and it is documents that are exchangeable; "
     "samples within one may depend on each other."
+)
+SHARES = (
+    "The metric is no mean over samples: what it loses is shared out among them, and there are enough of them for the "
+    "sum of the shares to be normal."
 )
 UNCHANGED = "A prediction that does not change cannot become wrong: accuracy drops by no more, whatever the labels are."
 
@@ -149,6 +153,7 @@ def certify_paired(
     bounds: tuple[float, float] | None = None,
     clip: float | None = None,
     documents: ArrayLike | None = None,
+    shares: bool = False,
     metric: str = "metric",
 ) -> Certificate:
     """Test whether the metric drops by more than `tolerance`, and bound how much it drops.
@@ -169,10 +174,12 @@ def certify_paired(
             are seen; the statement is about the clipped difference.
         documents: one label a sample; samples with the same label depend on each other, and the mean
             over each document is what is tested.
+        shares: values are each sample's share of a metric that is no mean over samples. They depend on each other and
+            have no bounds of their own, so only the t-test serves, and nothing is certified where they do not vary.
         metric: its name.
 
     Raises:
-        ArgumentError: tolerance, confidence, bounds or clip out of range.
+        ArgumentError: tolerance, confidence, bounds or clip out of range, or bounds or clip of shares.
         DataError: no samples, lengths that differ, or a dense metric that is not finite.
         MetricError: a value outside `bounds`.
 
@@ -182,19 +189,29 @@ def certify_paired(
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     _check(before, after, tolerance, confidence, clip)
+    if shares and (bounds is not None or clip is not None):
+        raise ArgumentError(
+            f"{metric} is no mean over samples: clipping or bounding the shares of its samples would bound nothing, "
+            "and no exact test is known; leave clip and bounds out for an asymptotic one, or certify a metric that is "
+            "a mean"
+        )
     finite = np.isfinite(after)
     limit = None if bounds is None else _range(before, after[finite], bounds)
     damage = np.where(finite, before - after if higher_is_better else after - before, np.inf)
     assumptions: tuple[str, ...] = (ASSUMES,)
     unit = "samples"
-    is_binary = set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0}
+    is_binary = not shares and set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0}
     if documents is not None:
         damage, unit, is_binary = _means(damage, documents), "documents", False
         assumptions = (ASSUMES, DOCUMENTS)
     if clip is not None and not is_binary:
         damage, limit = np.clip(damage, -clip, clip), min(clip, limit or clip)
         assumptions += (f"Differences beyond ±{clip:g} count as ±{clip:g}.",)
+    if shares:
+        assumptions += (SHARES,)
     test = _fitting_test(damage, is_binary, limit, 1 - confidence)
+    if shares and damage.min() == damage.max():
+        test = replace(test, p_value=lambda tolerance, level: 1.0, bound=math.inf)
     return _certificate(
         damage, test, tolerance, confidence, metric=metric, before=float(before.mean()), after=_mean(after),
         assumptions=assumptions, unit=unit, not_finite=int((~finite).sum()),

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.data import Batch, Batches, to_device
-from secateur.errors import MetricError, NumericalError
+from secateur.data import Batch, to_device
+from secateur.errors import NumericalError
 from secateur.graph.trace import in_eval_mode
 from secateur.measures.metrics import Metric, PerSample, per_sample
-from secateur.measures.outputs import logits
 from secateur.types import Evaluation, Floats
 
 
@@ -78,27 +77,6 @@ def sample_values(
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def check_decomposable(model: nn.Module, data: Batches, *, metric: Metric, found: Evaluation) -> None:
-    """For a torchmetrics-like object: the mean over samples must be its value over all data.
-
-    Raises:
-        MetricError: they differ (F1 and AUROC are not means over samples).
-    """
-    if metric.whole is None:
-        return
-    metric.whole.reset()
-    device = device_of(model)
-    with in_eval_mode(model), torch.no_grad():
-        for batch in (to_device(batch, device) for batch in data):
-            metric.whole.update(logits(model(*batch.args, **batch.kwargs)), batch.targets)
-    value, mean = float(metric.whole.compute()), float(found.metric.mean())
-    if not abs(value - mean) <= 1e-5 * max(1.0, abs(value)):
-        raise MetricError(
-            f"{metric.name} over all data is {value:.6g}, its mean over single samples {mean:.6g}: it is not a "
-            "mean over samples, so it has no paired damage; pass a function (outputs, targets) -> one value a sample"
-        )
 
 
 def _array(values: torch.Tensor) -> Floats:

@@ -21,6 +21,7 @@ from secateur.measures.outputs import logits
 from secateur.types import Floats
 
 CLOSE = 1e-5
+MIXTURES = 2
 
 
 def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
@@ -40,9 +41,8 @@ def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
             if not isinstance(batch.targets, Tensor):
                 raise MetricError(f"{metric.name} needs targets that are a tensor; got {type(batch.targets).__name__}")
             pairs.append((logits(model(*batch.args, **batch.kwargs)), batch.targets))
-    # Of a model that makes no error, much is a mean that is none elsewhere: targets are tried that do not belong.
-    wrong = [(scores, targets.roll(1, 0)) for scores, targets in pairs]
-    if _is_mean(metric, pairs) and _is_mean(metric, wrong):
+    # Of a model that makes no error, or as many in each class, much is a mean that is none elsewhere.
+    if _is_mean(metric, pairs) and all(_is_mean(metric, _mixed(pairs, seed)) for seed in range(MIXTURES)):
         return metric
     shapes = {(s.shape[1:], s.dtype, t.shape[1:], t.dtype) for s, t in pairs}
     if len(shapes) > 1:
@@ -52,6 +52,18 @@ def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
         )
     whole = OfResamples(_Whole(metric.whole, *shapes.pop()))
     return replace(metric, function=_outputs_and_targets, bounds=None, aggregate=whole, whole=None)
+
+
+def _mixed(pairs: list[tuple[Tensor, Tensor]], seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Samples drawn anew, half of them with the targets of others."""
+    drawing = torch.Generator().manual_seed(seed)
+    found = []
+    for scores, targets in pairs:
+        size = len(targets)
+        rows, others = torch.randint(size, (2, size), generator=drawing)
+        sources = torch.where(torch.rand(size, generator=drawing) < 0.5, others, rows)
+        found.append((scores[rows.to(scores.device)], targets[sources.to(targets.device)]))
+    return found
 
 
 def _is_mean(metric: Metric, pairs: list[tuple[Tensor, Tensor]]) -> bool:

@@ -13,13 +13,13 @@ from secateur.allocation.certificate import Certificate, certify_agreement, cert
 from secateur.data import Batches, BatchFn, as_batches
 from secateur.describe import content_hash, describe
 from secateur.errors import ArgumentError, DataError
-from secateur.measures.evaluate import check_decomposable
 from secateur.measures.metrics import Metric, resolve_metric
+from secateur.measures.objects import usable
 from secateur.pipeline.certification import ON_SLICE, Certification, SequenceCertification
 from secateur.pipeline.paired_values import Paired, paired_values
 from secateur.sensitivity.keys import fingerprint
 from secateur.storage.data_uses import ROUNDING, DataMark, Level, mark, spend as spend_level
-from secateur.types import Evaluation, Floats
+from secateur.types import Floats
 
 AGREEMENT = "agreement"
 
@@ -44,7 +44,9 @@ def certify(  # noqa: PLR0913 - one argument for each thing that a user may deci
     """Certify on test data what the pruned model loses against the dense one, with a stated confidence.
 
     Accuracies are tested exactly, bounded metrics by betting, others by a t-test that is marked as asymptotic
-    unless `clip` bounds them; see `certify_paired`. Several metrics and slices must all pass, each at the full level.
+    unless `clip` bounds them; see `certify_paired`. Of metrics that are no means over samples (F1, areas under curves)
+    no exact test is known: they too get the t-test, on the shares of their samples, and cannot be clipped. Several
+    metrics and slices must all pass, each at the full level.
 
     Source: intersection-union, Berger 1982 (Technometrics 24).
 
@@ -271,11 +273,10 @@ def _tested(
             after=step_after if number else "",
         )  # fmt: skip
     level = allowed if spending is None else spending.level
+    claims = replace(claims, metrics=tuple(usable(before, purse.data, metric) for metric in claims.metrics))
     values = paired_values(
         before, after, purse.data, claims.metrics, agreement=AGREEMENT in claims.tolerances, classes=claims.by_class
     )
-    for metric in claims.metrics:
-        check_decomposable(before, purse.data, metric=metric, found=Evaluation(values.metrics[metric.name][0]))
     parts = tuple(_parts(values, claims, 1 - level))
     return Certification(parts, purse.confidence, level, None if spending is None else spending.number), claim
 
@@ -304,8 +305,9 @@ def _test(
     def certified(rows: Any, named: str, tolerance: float | None) -> Certificate:
         before, after = _as_means(metric, *(each[rows] for each in values.metrics[name]))
         return certify_paired(
-            before, after, tolerance=tolerance, confidence=confidence, bounds=metric.bounds,
-            higher_is_better=metric.higher_is_better, clip=claims.clip, documents=claims.documents, metric=named,
+            before, after, tolerance=tolerance, confidence=confidence,
+            bounds=metric.bounds if metric.aggregate is None else None, higher_is_better=metric.higher_is_better,
+            clip=claims.clip, documents=claims.documents, shares=metric.aggregate is not None, metric=named,
         )  # fmt: skip
 
     return certified

@@ -19,8 +19,9 @@ from secateur.errors import ArgumentError, BudgetError, SurgeryError
 from secateur.graph.costs import cost_model, item_bytes
 from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
-from secateur.measures.evaluate import check_decomposable, evaluate
+from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
+from secateur.measures.objects import usable
 from secateur.pipeline.aims import Aim, check_aims
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.certify import certify, check_level
@@ -111,7 +112,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         train: batches to retrain on, and to calibrate on unless `calibration` is given.
         test: batches for the certificate, read after all choices are made; None = no certificate.
         calibration: batches for scores and repair.
-        metric: name, function or torchmetrics-like object; see `resolve_metric`.
+        metric: name, function or torchmetrics-like object; see `resolve_metric`. An object that is no mean over samples
+            is resampled 200 times for each damage, and its certificate is asymptotic.
         loss: name, function or loss module; see `resolve_loss`.
         higher_is_better: direction of a metric that is a function.
         tolerance: damage allowed, in units of the metric, in (0, 1).
@@ -207,8 +209,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             run = stack.enter_context(open_run(Path(run_dir), settings))
             store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite"))
         with clock.stage("baseline"):
+            found_metric = usable(model, held, found_metric)
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
-            check_decomposable(model, held, metric=found_metric, found=baseline)
         with clock.stage("trial cuts"):
             dense = cost_model(scope.structure(program), item_bytes(program))
             groups, left = cuttable_groups(model, program, scope.groups(program), scope)
