@@ -12,7 +12,9 @@ from secateur.data import as_batches
 from secateur.errors import NumericalError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
+from secateur.repairs import calls
 from secateur.repairs.changes import OTHER_CALLS, READ_OTHERWISE, REPEATED_NORM
+from secateur.repairs.least_squares import solve
 from secateur.repairs.repair import repair
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import Plan, plan
@@ -56,6 +58,23 @@ def test_a_convolution_gets_the_least_squares_fit(stride: int, padding: int, dil
     loss = (small(x) - model(x).detach()).square().sum()
     gradients = torch.autograd.grad(loss, list(small[2].parameters()))
     assert max(float(g.abs().max()) for g in gradients) < 1e-5 * float(loss.detach())
+
+
+def test_a_fit_draws_as_many_positions_as_its_columns_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def solved(parts, *given, **more):
+        rows.append(sum(part.rows for part in parts))
+        return solve(parts, *given, **more)
+
+    monkeypatch.setattr(calls, "solve", solved)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)).double()
+    x = torch.randn(10, 2, 9, 9).double()
+    program, groups, chosen, small = setting(model, x, {"0": [1, 2, 5]})
+    repair(small, model, chosen, [x[:4], x[4:]], program=program, groups=groups, reach="cut", rows_per_column=8)
+    # Eight for each of three columns and a constant are 32: at least 4 of each of the ten samples.
+    assert rows == [40]
 
 
 def test_removing_duplicates_is_repaired_completely() -> None:
