@@ -250,7 +250,8 @@ def test_a_weight_that_is_also_a_table_is_left_alone_and_one_used_twice_is_not()
     assert (small(tokens) - model(tokens)).square().mean() < worse
 
 
-def test_a_layer_used_twice_gets_the_fit_over_both_uses() -> None:
+@pytest.mark.parametrize("reach", ["all", "cut"])
+def test_a_layer_used_twice_gets_the_fit_over_both_uses(reach: str) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -264,7 +265,7 @@ def test_a_layer_used_twice_gets_the_fit_over_both_uses() -> None:
     x = torch.randn(100, 4).double()
     program, groups, chosen, small = setting(model, x, {"up": [0, 1, 5]})
     batches = as_batches([(x[:30], None), (x[30:], None)], "c")
-    done = repair(small, model, chosen, batches, program=program, groups=groups, ridges=(1e-12,))
+    done = repair(small, model, chosen, batches, program=program, groups=groups, reach=reach, ridges=(1e-12,))
     assert done.refitted == ("down.weight",)
     loss = (small(x) - model(x).detach()).square().sum()
     gradients = torch.autograd.grad(loss, list(small.down.parameters()))
