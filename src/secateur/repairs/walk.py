@@ -116,8 +116,9 @@ def rows_of(place: Place, models: Models) -> str:
     """The name of a parameter of the cut model, with the rows where they are not all.
 
     >>> from types import SimpleNamespace
-    >>> rows_of(Place("in", 0, 2), SimpleNamespace(state={"in": torch.zeros(6, 1)}))
-    'in[0:2]'
+    >>> models = SimpleNamespace(state={"in": torch.zeros(6, 1)})
+    >>> rows_of(Place("in", 4, 6), models), rows_of(Place("in", 0, 6), models)
+    ('in[4:6]', 'in')
     """
     is_whole = place.stop - place.start == len(models.state[place.name])
     return place.name if is_whole else f"{place.name}[{place.start}:{place.stop}]"
