@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from secateur.allocation.betting import betting_p_value
-from secateur.allocation.certificate import STEP, certify_agreement, certify_paired, smallest_certified, tolerances
+from secateur.allocation.certificate import certify_agreement, certify_paired
 from secateur.allocation.paired_score import exact_p_value, score_statistic as _score
+from secateur.allocation.paired_tests import STEP, smallest_certified, tolerances
 from secateur.allocation.sample_size import sample_size
 from secateur.errors import ArgumentError, DataError, MetricError
 

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from secateur.capture.calls import Place
-from secateur.criteria import collect as module, tally
+from secateur.criteria import data_pass, tally
 from secateur.criteria.collect import bytes_needed, collect
 from secateur.criteria.merge import merge
 from secateur.criteria.statistics import (
@@ -262,13 +262,13 @@ def gate_derivatives(model: nn.Module, group: Group, x: Tensor, y: Tensor) -> Te
 def slow(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What was found by running samples alone."""
     found: set[str] = set()
-    original = module._Pass.statistics
+    original = data_pass.DataPass.statistics
 
     def spy(work: Any, weights: Any) -> Statistics:
         found.update(work.slow_groups | work.slow_parameters)
         return original(work, weights)
 
-    monkeypatch.setattr(module._Pass, "statistics", spy)
+    monkeypatch.setattr(data_pass.DataPass, "statistics", spy)
     return found
 
 

@@ -1,23 +1,18 @@
 """Certificates: what the pruned model loses on fresh data, with a stated confidence."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from secateur.allocation.betting import betting_p_value
-from secateur.allocation.paired_score import exact_p_value
-from secateur.allocation.sample_size import betting_size, mean_size, nuisance_level, sample_size, share_size
+from secateur.allocation.paired_tests import Guarantee, PairedTest, fitting_test, smallest_certified, tolerances
+from secateur.allocation.sample_size import share_size
 from secateur.errors import ArgumentError, DataError, MetricError
 from secateur.types import Floats
 
-Guarantee = Literal["exact", "anytime", "asymptotic"]
-STEP, STEPS = 1.02, 465  # 1.02**-465 is 1e-4: the smallest bound, as a share of the largest drop
-ORDER_SEED = 0
 ASSUMES = (
     "The test samples are exchangeable with those the model will meet, were used for nothing before, "
     "and are used for this one test."
@@ -122,27 +117,6 @@ class Certificate:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Test:
-    """A test that fits the data.
-
-    Attributes:
-        p_value: (tolerance, level) -> p-value; it may be rough as long as it lies on the right side of the level.
-        limit: largest possible drop.
-        needed: tolerance -> samples that would certify it.
-        bound: the smallest tolerance that passes, where it is known; else it is searched.
-    """
-
-    p_value: Callable[[float, float | None], float]
-    limit: float
-    needed: Callable[[float], int | None]
-    method: str
-    guarantee: Guarantee
-    lost: int | None = None
-    gained: int | None = None
-    bound: float | None = None
-
-
 def certify_paired(
     before: Floats,
     after: Floats,
@@ -209,7 +183,7 @@ def certify_paired(
         assumptions += (f"Differences beyond ±{clip:g} count as ±{clip:g}.",)
     if shares:
         assumptions += (SHARES,)
-    test = _fitting_test(damage, is_binary, limit, 1 - confidence)
+    test = fitting_test(damage, is_binary, limit, 1 - confidence)
     if shares and damage.min() == damage.max():
         test = replace(test, p_value=lambda tolerance, level: 1.0, bound=math.inf)
     return _certificate(
@@ -241,7 +215,7 @@ def certify_agreement(changed: ArrayLike, *, tolerance: float | None, confidence
     damage = np.asarray(changed, dtype=bool).astype(np.float64)
     _check(damage, damage, tolerance, confidence, None)
     count, samples, alpha = int(damage.sum()), len(damage), 1 - confidence
-    test = _Test(
+    test = PairedTest(
         lambda tolerance, level: float(stats.binom.cdf(count, samples, tolerance)),
         1.0,
         lambda tolerance: share_size(tolerance, count / samples, alpha),
@@ -255,35 +229,9 @@ def certify_agreement(changed: ArrayLike, *, tolerance: float | None, confidence
     )  # fmt: skip
 
 
-def tolerances(limit: float, tolerance: float | None) -> list[float]:
-    """The tolerances to test, largest first: fixed by what is known before the data, in steps of 2 %."""
-    asked = set() if tolerance is None else {tolerance}
-    return sorted({*(limit * STEP ** -np.arange(1.0, STEPS + 1)).tolist(), *asked}, reverse=True)
-
-
-def smallest_certified(
-    p_value: Callable[[float], float], sequence: Sequence[float], limit: float, alpha: float
-) -> float:
-    """The last tolerance of a descending sequence before the first whose p-value exceeds `alpha`.
-
-    Fixed-sequence testing: a wrong bound needs the largest member of the sequence that does not exceed the
-    true drop to be rejected, which has probability at most `alpha`. Bisection would need a p-value that
-    falls as the tolerance grows; that of the exact test does not always.
-
-    >>> smallest_certified(lambda t: 0.01 if t != 0.3 else 0.2, [0.5, 0.4, 0.3, 0.2], 1.0, 0.05)
-    0.4
-    """
-    bound = limit
-    for tolerance in sequence:
-        if not p_value(tolerance) <= alpha:
-            break
-        bound = tolerance
-    return bound
-
-
 def _certificate(
     damage: Floats,
-    test: _Test,
+    test: PairedTest,
     tolerance: float | None,
     confidence: float,
     *,
@@ -312,69 +260,6 @@ def _certificate(
         gained=test.gained, method=test.method, guarantee=test.guarantee, assumptions=assumptions,
         needed=None if tolerance is None else test.needed(tolerance), unit=unit, not_finite=not_finite,
     )  # fmt: skip
-
-
-def _fitting_test(damage: Floats, is_binary: bool, limit: float | None, alpha: float) -> _Test:
-    """The strongest test that the data allow."""
-    if not np.isfinite(damage).all():
-        largest = 1.0 if is_binary else limit or math.inf
-        method = "none, for a damage that is not finite"
-        return _Test(lambda t, level: 1.0, largest, lambda t: None, method, "exact", bound=largest)
-    if is_binary:
-        return _exact_test(damage, nuisance_level(alpha), alpha)
-    if limit is not None:
-        return _betting_test(damage, limit, alpha)
-    return _t_test(damage, alpha)
-
-
-def _exact_test(damage: Floats, nuisance: float, alpha: float) -> _Test:
-    samples, lost, gained = len(damage), int((damage > 0).sum()), int((damage < 0).sum())
-    return _Test(
-        lambda t, level: exact_p_value(samples, lost, gained, t, nuisance=nuisance, enough=level),
-        1.0,
-        lambda t: sample_size(
-            t, discordance=(lost + gained) / samples, drop=(lost - gained) / samples, confidence=1 - alpha
-        ),
-        "exact paired score test with Berger-Boos correction",
-        "exact",
-        lost,
-        gained,
-    )
-
-
-def _betting_test(damage: Floats, limit: float, alpha: float) -> _Test:
-    # Bets are made one after the other. An order of its own, drawn before the data, keeps a file that is sorted
-    # (by class, say) from looking like a stream that changes.
-    shuffled = np.random.default_rng(ORDER_SEED).permutation(damage)
-    mean, variance = float(damage.mean()), float(damage.var())
-    return _Test(
-        lambda t, level: betting_p_value(shuffled, limit, t, alpha),
-        limit,
-        lambda t: betting_size(mean, variance, limit, t, alpha),
-        "betting on the paired differences (Waudby-Smith & Ramdas 2020)",
-        "anytime",
-    )
-
-
-def _t_test(damage: Floats, alpha: float) -> _Test:
-    samples, mean = len(damage), float(damage.mean())
-    spread = float(damage.std(ddof=1)) if samples > 1 else math.inf
-    error = spread / math.sqrt(samples)
-
-    def p_value(tolerance: float, level: float | None) -> float:
-        if error == 0:
-            return 0.0 if mean < tolerance else 1.0
-        return float(stats.t.cdf((mean - tolerance) / error, samples - 1)) if samples > 1 else 1.0
-
-    return _Test(
-        p_value,
-        math.inf,
-        lambda t: mean_size(t - mean, spread**2, alpha),
-        "paired t-test",
-        "asymptotic",
-        # The upper end of the one-sided interval, not below 0.
-        bound=max(0.0, mean + float(stats.t.isf(alpha, samples - 1)) * error) if samples > 1 else math.inf,
-    )
 
 
 def _means(damage: Floats, documents: ArrayLike) -> Floats:

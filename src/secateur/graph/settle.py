@@ -15,7 +15,7 @@ from functools import partial
 from torch import fx
 
 from secateur.graph.axes import Axis, Concat, DimType, Fixed, Product, leaves
-from secateur.graph.sizes import Arithmetic, Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
+from secateur.graph.sources import Arithmetic, Attribute, Extent, Literal, Source, evaluate, solve, source_leaves
 from secateur.graph.typing import Constant, Typing, operator_name
 from secateur.types import Fallback
 

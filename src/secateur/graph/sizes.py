@@ -1,9 +1,7 @@
-"""Where the integers in the calls of operators come from.
+"""Which integers each call of a traced program was given, and where they come from.
 
-A forward pass that reads `self.heads` and hands it to `view` will follow a cut once that attribute is
-rewritten; one that says `view(-1, 12)` never will. To tell them apart, the integers that modules hold
-and those that tensors' shapes give are replaced, for the one run that is traced, by integers that
-remember their source and pass it on through arithmetic.
+The integers that modules hold and those that tensors' shapes give are replaced, for the one run that is traced, by
+integers that remember their source (`sources.py`).
 """
 
 import contextlib
@@ -11,8 +9,7 @@ import functools
 import operator
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,198 +19,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from secateur.graph.sources import COMPARED, COMPUTED, INPUT, READ, STATE, Extent, Sized, Source, source_of
+
 KEY = "secateur_call"
-DEPTH = 2  # a configuration inside a configuration is as deep as attributes are looked for
-
-
-@dataclass(frozen=True)
-class Literal:
-    """A number that the forward pass writes down itself."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """`holder.name` of the module at `module`, or its element `index`.
-
-    The name may lead through plain objects: `config.hidden_size`.
-    """
-
-    module: str
-    name: str
-    value: int
-    index: int | None = None
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Dimension `dim` of the shape of a tensor; `call` and `place` say which, None if that is not known.
-
-    The calls `INPUT` and `STATE` stand for what the model is given and for what it holds.
-    """
-
-    value: int
-    dim: int
-    call: int | None = None
-    place: int = 0
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """Two sources and what is done with them."""
-
-    symbol: str
-    left: "Source"
-    right: "Source"
-    value: int
-
-
-Source = Literal | Attribute | Extent | Arithmetic
-
-INPUT, STATE = -1, -2
-
-READ = Literal(-1 << 63)
-"""Stands for a number that is the value of a tensor, as the largest batch of a packed sequence is."""
-
-OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "//": operator.floordiv,
-    "%": operator.mod,
-}
-
-
-def evaluate(source: Source, known: Callable[[Attribute | Extent], int | None]) -> int | None:
-    """The value of `source` under `known`; None where it depends on something unknown.
-
-    >>> half = Arithmetic("//", Extent(8, 1), Literal(2), 4)
-    >>> evaluate(half, lambda leaf: 6)
-    3
-    """
-    match source:
-        case Literal(value):
-            return value
-        case Arithmetic(symbol, left, right):
-            a, b = evaluate(left, known), evaluate(right, known)
-            if a is None or b is None or (symbol in {"//", "%"} and b == 0):
-                return None
-            return OPERATIONS[symbol](a, b)
-        case _:
-            return known(source)
-
-
-def source_leaves(source: Source) -> Iterator[Literal | Attribute | Extent]:
-    """The sources that arithmetic was done with."""
-    if isinstance(source, Arithmetic):
-        yield from source_leaves(source.left)
-        yield from source_leaves(source.right)
-    else:
-        yield source
-
-
-def solve(
-    source: Source, wanted: int, known: Callable[[Attribute | Extent], int | None]
-) -> tuple[Attribute, int] | None:
-    """The one unknown attribute in `source` and the value that makes `source` equal `wanted`.
-
-    >>> heads, width = Attribute("", "heads", 4), Attribute("", "width", 24)
-    >>> solve(Arithmetic("//", width, heads, 6), 6, {heads: 3}.get)
-    (Attribute(module='', name='width', value=24, index=None), 18)
-    """
-    match source:
-        case Attribute():
-            return (source, wanted) if known(source) is None else None
-        case Arithmetic(symbol, left, right):
-            a, b = evaluate(left, known), evaluate(right, known)
-            if b is not None and a is None:
-                inverse = {"+": wanted - b, "-": wanted + b, "*": wanted // b if b else 0, "//": wanted * b}
-                return solve(left, inverse[symbol], known) if symbol in inverse else None
-            if a is not None and b is None:
-                inverse = {"+": wanted - a, "-": a - wanted, "*": wanted // a if a else 0}
-                return solve(right, inverse[symbol], known) if symbol in inverse else None
-    return None
-
-
-class Sized(int):
-    """An integer that remembers its source; arithmetic with integers passes it on."""
-
-    source: Source
-
-    def __new__(cls, source: Source) -> "Sized":
-        """The integer that `source` gives now."""
-        made = super().__new__(cls, source.value)
-        made.source = source
-        return made
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Sized":
-        return self
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        return int, (int(self),)
-
-
-def source_of(value: int) -> Source:
-    """Where an integer comes from; a plain one was written down."""
-    return value.source if isinstance(value, Sized) else Literal(int(value))
-
-
-_computed: ContextVar[list[Source] | None] = ContextVar("_computed", default=None)
-_compared: ContextVar[list[tuple[Source, Source]] | None] = ContextVar("_compared", default=None)
-
-
-def _leaving(name: str) -> Callable[..., Any]:
-    """An operation whose result is a real number: it carries no source, so what goes in is noted."""
-    plain = getattr(int, name)
-
-    def method(self: Sized, *others: Any) -> Any:
-        noted = _computed.get()
-        if noted is not None:
-            noted.append(self.source)
-        return plain(int(self), *others)
-
-    return method
-
-
-for _name in ("float", "truediv", "rtruediv", "pow", "rpow"):
-    setattr(Sized, f"__{_name}__", _leaving(f"__{_name}__"))
-
-
-def _arithmetic(name: str, symbol: str, *, swapped: bool) -> Callable[[Sized, Any], Any]:
-    plain = getattr(int, name)
-
-    def method(self: Sized, other: Any) -> Any:
-        result = plain(self, other)
-        if type(result) is not int or isinstance(other, bool):
-            return result
-        left, right = (source_of(other), self.source) if swapped else (self.source, source_of(other))
-        return Sized(Arithmetic(symbol, left, right, result))
-
-    return method
-
-
-for _symbol, _name in {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod"}.items():
-    setattr(Sized, f"__{_name}__", _arithmetic(f"__{_name}__", _symbol, swapped=False))
-    setattr(Sized, f"__r{_name}__", _arithmetic(f"__r{_name}__", _symbol, swapped=True))
-
-
-def _comparing(name: str) -> Callable[[Sized, Any], Any]:
-    """A comparison: where it finds two sizes equal, the forward pass may count on that."""
-    plain = getattr(int, name)
-
-    def method(self: Sized, other: Any) -> Any:
-        noted = _compared.get()
-        if noted is not None and type(other) in (int, Sized) and int(self) == int(other):
-            noted.append((self.source, source_of(other)))
-        return plain(self, other)
-
-    return method
-
-
-for _name in ("eq", "ne"):
-    setattr(Sized, f"__{_name}__", _comparing(f"__{_name}__"))
-Sized.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
 class SizeRecorder(TorchFunctionMode):
@@ -243,12 +51,12 @@ class SizeRecorder(TorchFunctionMode):
         call = len(self.calls)
         self.calls.append(tuple(_sources((args, kwargs))))
         # What torch compares inside is its own affair.
-        token = _compared.set(None)
+        token = COMPARED.set(None)
         try:
             with torch.fx.traceback.annotate({KEY: call}):
                 result = func(*args, **kwargs)
         finally:
-            _compared.reset(token)
+            COMPARED.reset(token)
         for place, leaf in enumerate(pytree.tree_leaves(result)):
             if isinstance(leaf, Tensor):
                 self._made[id(leaf)] = (weakref.ref(leaf), call, place)
@@ -256,14 +64,14 @@ class SizeRecorder(TorchFunctionMode):
 
     def __enter__(self) -> "SizeRecorder":
         """Begin to note."""
-        self._tokens = _computed.set(self.computed), _compared.set(self.compared)
+        self._tokens = COMPUTED.set(self.computed), COMPARED.set(self.compared)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         """End it."""
-        _computed.reset(self._tokens[0])
-        _compared.reset(self._tokens[1])
+        COMPUTED.reset(self._tokens[0])
+        COMPARED.reset(self._tokens[1])
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
@@ -331,87 +139,6 @@ def _sources(value: Any) -> Iterator[Source]:
                 yield from _sources(item)
         case dict():
             yield from _sources(tuple(value.values()))
-
-
-@contextlib.contextmanager
-def tagged_attributes(model: nn.Module) -> Iterator[None]:
-    """Let every integer that a module holds remember where it is held; undone at the end.
-
-    Integers, tuples and lists of them, and those in plain objects such as configurations.
-    """
-    seen: set[int] = set()
-    try:
-        for path, module in model.named_modules():
-            _tag(path, "", vars(module), seen, DEPTH)
-        yield
-    finally:
-        seen.clear()
-        for module in model.modules():
-            _untag(vars(module), seen, DEPTH)
-
-
-def held_sizes(model: nn.Module) -> dict[tuple[str, str], int | tuple[int, ...]]:
-    """Every integer, and every tuple or list of integers, that a module or its settings hold.
-
-    The keys are (path of the module, path of the attribute in it).
-
-    >>> held_sizes(nn.Dropout()), held_sizes(nn.Linear(3, 2))
-    ({}, {('', 'in_features'): 3, ('', 'out_features'): 2})
-    """
-    seen: set[int] = set()
-    return {
-        (path, name): value
-        for path, module in model.named_modules()
-        for name, value in _held("", vars(module), seen, DEPTH)
-    }
-
-
-def _held(
-    prefix: str, held: Mapping[str, Any], seen: set[int], depth: int
-) -> Iterator[tuple[str, int | tuple[int, ...]]]:
-    for name, value in held.items():
-        if name.startswith("__"):
-            continue
-        if type(value) is int:
-            yield prefix + name, value
-        elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-            yield prefix + name, tuple(value)
-        elif depth and _is_plain(value) and id(value) not in seen:
-            seen.add(id(value))
-            yield from _held(f"{prefix}{name}.", vars(value), seen, depth - 1)
-
-
-def _tag(path: str, prefix: str, held: dict[str, Any], seen: set[int], depth: int) -> None:
-    for name, value in list(held.items()):
-        full = f"{prefix}{name}"
-        if name.startswith("__"):
-            continue
-        if type(value) is int:
-            held[name] = Sized(Attribute(path, full, value))
-        elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-            held[name] = type(value)(Sized(Attribute(path, full, v, k)) for k, v in enumerate(value))
-        elif depth and _is_plain(value) and id(value) not in seen:
-            seen.add(id(value))
-            _tag(path, f"{full}.", vars(value), seen, depth - 1)
-
-
-def _untag(held: dict[str, Any], seen: set[int], depth: int) -> None:
-    for name, value in list(held.items()):
-        if isinstance(value, Sized):
-            held[name] = int(value)
-        elif type(value) in (tuple, list) and any(isinstance(v, Sized) for v in value):
-            held[name] = type(value)(int(v) if isinstance(v, Sized) else v for v in value)
-        elif isinstance(value, torch.Size):
-            held[name] = torch.Size([int(n) for n in value])
-        elif depth and _is_plain(value) and id(value) not in seen:
-            seen.add(id(value))
-            _untag(vars(value), seen, depth - 1)
-
-
-def _is_plain(value: Any) -> bool:
-    """An object of the user's that holds settings, not a module, a tensor, a function or a class."""
-    is_other = isinstance(value, nn.Module | Tensor | type) or callable(value)
-    return hasattr(value, "__dict__") and isinstance(vars(value), dict) and not is_other
 
 
 @dataclass(frozen=True)

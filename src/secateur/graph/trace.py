@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import NumericalError, TraceError
 from secateur.graph.attention import released, unfused
-from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, seen_through, tagged_attributes
+from secateur.graph.held_sizes import tagged_attributes
+from secateur.graph.sizes import SizeRecorder, Sizes, read_sizes, seen_through
 
 if TYPE_CHECKING:
     from secateur.graph.record import Recording

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, fx
 
 from secateur.graph.axes import Dims, DimType, Fixed
-from secateur.graph.sizes import Source
+from secateur.graph.sources import Source
 from secateur.graph.trace import Program
 from secateur.graph.unify import ONE_UNIT, Unifier
 

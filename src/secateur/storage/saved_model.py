@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SavedModelError
 from secateur.graph.attention import bind_heads, release_heads
-from secateur.graph.sizes import held_sizes
+from secateur.graph.held_sizes import held_sizes
 from secateur.graph.stacks import fit_stacks
 from secateur.graph.trace import canonical_names, named_state
 from secateur.storage.atomic import sha256_file, write_json, write_safetensors

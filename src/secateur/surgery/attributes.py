@@ -18,7 +18,7 @@ from secateur.errors import SurgeryError
 from secateur.graph.attention import HeadwiseAttention
 from secateur.graph.groups import Structure
 from secateur.graph.settle import count, equations
-from secateur.graph.sizes import Attribute, source_leaves
+from secateur.graph.sources import Attribute, source_leaves
 from secateur.graph.stacks import LayerwiseRecurrent, layer_widths
 from secateur.types import Rewrite
 

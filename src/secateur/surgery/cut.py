@@ -16,7 +16,7 @@ from secateur.graph.branches import Branch
 from secateur.graph.copies import copy_of
 from secateur.graph.groups import Structure, structure, structure_for
 from secateur.graph.settle import count
-from secateur.graph.sizes import Literal as Written
+from secateur.graph.sources import Literal as Written
 from secateur.graph.stacks import fit_stacks
 from secateur.graph.trace import Program, named_state
 from secateur.graph.typing import Remark

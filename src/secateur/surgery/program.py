@@ -22,7 +22,17 @@ from secateur.errors import ArgumentError, SurgeryError
 from secateur.graph.branches import Branch
 from secateur.graph.groups import Structure, structure_for
 from secateur.graph.settle import count, extent_dim
-from secateur.graph.sizes import OPERATIONS, STATE, Arithmetic, Attribute, Extent, Literal, Sized, Source, source_leaves
+from secateur.graph.sources import (
+    OPERATIONS,
+    STATE,
+    Arithmetic,
+    Attribute,
+    Extent,
+    Literal,
+    Sized,
+    Source,
+    source_leaves,
+)
 from secateur.graph.stacks import uneven_stack
 from secateur.graph.trace import Program, input_nodes
 from secateur.graph.typing import Constant, RowDims, arguments, operator_name
