@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 import secateur as sc
-from secateur.pipeline import prune as job, rounds, scene
+from secateur.pipeline import rounds, scene, stages
 from secateur.repairs.changes import REPEATED_NORM
 from secateur.sensitivity.executor import Measure
 from secateur.sensitivity.probe import Probe
@@ -288,8 +288,8 @@ def test_under_a_tolerance_the_rounds_aim_at_the_narrowest_widths_scanned(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aimed: list[float] = []
-    honest = job.descend_guarded
-    monkeypatch.setattr(job, "descend_guarded", lambda t, targets, **k: aimed.extend(targets) or honest(t, [], **k))
+    honest = stages.descend_guarded
+    monkeypatch.setattr(stages, "descend_guarded", lambda t, targets, **k: aimed.extend(targets) or honest(t, [], **k))
     curves = sc.prune(net, ARGS, **DATA, tolerance=0.03, retrain=TRAINING, controls=(), **QUICK).curves
     program = sc.trace(net, ARGS)
     groups = sc.find_groups(program)

@@ -1,19 +1,17 @@
 """`prune`: from a trained model to a smaller one, a certificate and a report."""
 
 import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from secateur.allocation.certificate import Certificate
 from secateur.allocation.limits import check_budget
 from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
-from secateur.data import Batches, BatchFn, as_batches
+from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
 from secateur.errors import ArgumentError, BudgetError, SurgeryError
 from secateur.graph.costs import cost_model, item_bytes
@@ -24,17 +22,14 @@ from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.measures.objects import usable
 from secateur.pipeline.aims import Aim, check_aims
 from secateur.pipeline.calibration import first_samples
-from secateur.pipeline.certify import certify, check_level
-from secateur.pipeline.choosing import Rivals, control_criterion, found_way, measured_front
+from secateur.pipeline.certify import check_level
+from secateur.pipeline.choosing import Rivals
 from secateur.pipeline.cuttable import cuttable_groups, training_misfits
 from secateur.pipeline.latency import Stopwatch, clock_model
-from secateur.pipeline.reporting import Story, tell
 from secateur.pipeline.result import Result
-from secateur.pipeline.rounds import measured_damage
 from secateur.pipeline.scope import EXPERTS, Scope
-from secateur.pipeline.search import Search, descend, descend_guarded, least_share, reachable_grid, threshold
+from secateur.pipeline.stages import Clock, Exam, run_task
 from secateur.pipeline.task import Task
-from secateur.pipeline.widths import ByCurves, uniformly
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.keys import fingerprint
@@ -44,10 +39,9 @@ from secateur.storage.curve_store import CurveStore
 from secateur.storage.data_uses import Level
 from secateur.storage.run_directory import open_run
 from secateur.storage.timing_store import TimingStore, user_cache
-from secateur.surgery.plan import Plan
 from secateur.training.loop import Retraining
 from secateur.training.schedules import Schedule, resolve_schedule
-from secateur.types import Budget, Fallback, Note
+from secateur.types import Budget, Fallback
 
 CONTROLS = ("random", "uniform-magnitude")
 SWAPS = 50
@@ -170,7 +164,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     _check_arguments(tolerance, budget, rounds, folds, controls)
     check_level(confidence, spend, run_dir)
     chosen = chosen_executor(workers, executor)
-    exam = _Exam(None if test is None else as_batches(test, "test", batch_fn), confidence, spend)
+    exam = Exam(None if test is None else as_batches(test, "test", batch_fn), confidence, spend)
     check_aims(objectives)
     if not objectives or (criterion is not None and criteria):
         raise ArgumentError("pass one criterion or several criteria, not both, and at least one objective")
@@ -180,7 +174,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     if retrain is not None and train is None:
         raise ArgumentError("retrain is given but train is not; pass train=batches of (inputs, targets)")
     scope = Scope(ignore, multiple_of, minimum, fallback, branches, tuple(inexact), split_stacks)
-    clock = _Clock(progress or NoProgress())
+    clock = Clock(progress or NoProgress())
     found_metric = resolve_metric(metric, higher_is_better)
     held = as_batches(validation, "validation", batch_fn)
     calibrating = first_samples(
@@ -260,105 +254,11 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             raise BudgetError(
                 f"{type(model).__name__} has no group that can be cut: " + "; ".join(n.text for n in left[:3])
             )
-        return _run(
+        return run_task(
             task, clock, left, unfit, tolerance, budget, exam, front=front,
             rivals=Rivals(scored_by, tuple(objectives), tuple(controls), folds),
             schedule=resolve_schedule(schedule, rounds=rounds),
         )  # fmt: skip
-
-
-def _run(
-    task: Task,
-    clock: "_Clock",
-    left: tuple[Note, ...],
-    unfit: tuple[str, ...],
-    tolerance: float | None,
-    budget: Budget | None,
-    exam: "_Exam",
-    *,
-    rivals: Rivals,
-    front: bool,
-    schedule: Schedule,
-) -> Result:
-    final = _least_bound(task.budget)
-    with clock.stage("scan"):
-        way = found_way(task, rivals, tolerance=tolerance, final=final)
-    task, scene, curves = way.task, way.scene, way.curves
-    with clock.stage("cross-validation"):
-        grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
-        picture, choice = threshold(task, scene, curves, budgets=grid, k=rivals.folds, tolerance=tolerance)
-    with clock.stage("front"):
-        points = measured_front(task, scene, curves, [b for b in grid if b < 1]) if front else None
-    with clock.stage("rounds"):
-        if final is not None:
-            targets = _targets(schedule, final) if task.retrain is not None else [final]
-            search = descend(task, targets, allocator=ByCurves(task), first=scene, name="rounds")
-        else:
-            assert tolerance is not None
-            assert choice is not None
-            start = [choice.budget] if choice.index is not None and choice.budget < 1 else []
-            later = [t for t in _targets(schedule, least_share(scene, curves)) if not start or t < start[0]]
-            targets = start + later if task.retrain is not None else start
-            search = descend_guarded(task, targets, tolerance=tolerance, first=scene, curves=curves)
-    best = search.best
-    with clock.stage("controls"):
-        naive = {name: _control(task, name, search) for name in rivals.controls} if best is not None else {}
-    with clock.stage("certificate"):
-        small = best.model if best is not None else task.factory().eval()
-        certificate = exam.certificate(task, small, tolerance)
-    with clock.stage("costs"):
-        story = Story(
-            task=task, scene=scene, curves=curves, picture=picture, choice=choice, search=search, controls=naive,
-            certificate=certificate, left=left, unfit=unfit, small=small, tolerance=tolerance, budget=budget,
-            schedule=repr(schedule), timings=clock.timings, front=points, selection=way.selection,
-        )  # fmt: skip
-        data = tell(story)
-    damage = best.damage if best is not None else measured_damage(task, small)
-    plan = best.plan if best is not None else Plan({}, {})
-    timed = best.timed if best is not None else None
-    return Result(small, task.model, plan, damage, certificate, curves, data, timed, points, way.selection)
-
-
-def _targets(schedule: Schedule, final: float) -> list[float]:
-    """Fractions of the dense multiply-adds, round by round, ending at `final`."""
-    return [1 - (1 - final) * schedule(number) for number in range(schedule.rounds)]
-
-
-def _least_bound(budget: Budget | None) -> float | None:
-    """The budget as a share of the dense cost (see `Task.share`); None under a tolerance."""
-    return None if budget is None else min(budget.fractions().values())
-
-
-def _control(task: Task, name: str, search: Search) -> Search:
-    """A naive rule at the same multiply-adds, round by round, with the same repair and retraining."""
-    criterion = control_criterion(name, task.seed)
-    same = [r.share for r in search.rounds if r.number in search.kept]
-    return descend(replace(task, criterion=criterion), same, allocator=uniformly, first=None, name=f"controls/{name}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Exam:
-    """How the result is certified.
-
-    Attributes:
-        data: test data; None = not at all.
-        confidence: of the certificate.
-        spend: level of these data that it takes; see `certify`.
-    """
-
-    data: Batches | None
-    confidence: float
-    spend: Level
-
-    def certificate(self, task: Task, small: nn.Module, tolerance: float | None) -> Certificate | None:
-        """What the pruned model loses on the test data."""
-        if self.data is None:
-            return None
-        found = certify(
-            task.model, small, self.data, metric=task.metric, tolerance=tolerance, confidence=self.confidence,
-            run_dir=task.run_dir, spend=self.spend,
-        )  # fmt: skip
-        return found.parts[0]
 
 
 def _check_arguments(
@@ -375,20 +275,3 @@ def _check_arguments(
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
         raise ArgumentError(f"control {unknown[0]!r} is not known; use any of {list(CONTROLS)}")
-
-
-class _Clock:
-    """Remembers how long each stage took."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.timings: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[name] = time.perf_counter() - start

@@ -3,8 +3,7 @@
 import datetime
 import math
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -12,17 +11,13 @@ from safetensors.torch import save as safetensors_bytes
 from torch import fx, nn
 
 from secateur.allocation.certificate import Certificate
-from secateur.allocation.front import Front
-from secateur.allocation.selection import Selection
-from secateur.allocation.thresholds import BudgetCurve, Choice
-from secateur.describe import describe, without_addresses
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
+from secateur.pipeline.remarks import asked, warnings
 from secateur.pipeline.rounds import Round
-from secateur.pipeline.scene import Scene
-from secateur.pipeline.scope import Scope
 from secateur.pipeline.search import Search
+from secateur.pipeline.story import Story
 from secateur.pipeline.task import Damage, Task
 from secateur.report.schema import (
     CertificateData,
@@ -39,35 +34,11 @@ from secateur.report.schema import (
     ThresholdData,
     WidthRow,
 )
-from secateur.sensitivity.result import Scan, changes_nothing
 from secateur.storage.saved_model import attribute_changes
 from secateur.surgery.plan import Plan
-from secateur.types import Budget, Curves, Group, Note, Rewrite
+from secateur.types import Curves, Group, Rewrite
 
 COSTS = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}
-
-
-@dataclass(frozen=True, eq=False)
-class Story:
-    """Everything that happened in a run."""
-
-    task: Task
-    scene: Scene
-    curves: Curves
-    picture: BudgetCurve
-    choice: Choice | None
-    search: Search
-    controls: Mapping[str, Search]
-    certificate: Certificate | None
-    left: tuple[Note, ...]
-    unfit: tuple[str, ...]
-    small: nn.Module
-    tolerance: float | None
-    budget: Budget | None
-    schedule: str
-    timings: Mapping[str, float]
-    front: Front | None
-    selection: Selection | None
 
 
 def tell(story: Story) -> ReportData:
@@ -82,7 +53,7 @@ def tell(story: Story) -> ReportData:
         seed=task.seed,
         metric=task.metric.name,
         higher_is_better=task.metric.higher_is_better,
-        asked=_asked(story),
+        asked=asked(story),
         costs=_costs(story),
         quality=_quality(story),
         certificate=_certificate(story.certificate),
@@ -99,7 +70,7 @@ def tell(story: Story) -> ReportData:
             RewriteRow(module=r.module or "(root)", attribute=r.attribute, before=str(r.before), after=str(r.after))
             for r in _rewrites(story)
         ],
-        warnings=_warnings(story),
+        warnings=warnings(story),
         timings=[(name, round(seconds, 2)) for name, seconds in story.timings.items()],
     )
 
@@ -161,45 +132,6 @@ def file_bytes(model: nn.Module) -> int:
     aliases = canonical_names(model)
     own = {n: t.detach().cpu().contiguous() for n, t in named_state(model).items() if aliases[n] == n}
     return len(safetensors_bytes(own))
-
-
-def _asked(story: Story) -> list[tuple[str, str]]:
-    task = story.task
-    goal = (
-        f"lose at most {story.tolerance:g} of {task.metric.name}" if story.tolerance is not None else str(story.budget)
-    )
-    return [
-        ("model", f"{type(task.model).__module__}.{type(task.model).__qualname__}"),
-        ("goal", goal),
-        ("metric", f"{task.metric.name}, {'higher' if task.metric.higher_is_better else 'lower'} is better"),
-        ("criterion", without_addresses(repr(task.criterion))),
-        ("objective", task.objective if isinstance(task.objective, str) else without_addresses(repr(task.objective))),
-        ("calibration", f"{task.calibration.count()} samples"),
-        ("validation", f"{len(task.baseline.metric)} samples"),
-        ("test", f"{story.certificate.samples} samples" if story.certificate else "none"),
-        ("schedule", story.schedule),
-        ("repair", "least squares and batch-norm moments" if task.repair else "none"),
-        ("retraining", without_addresses(repr(task.retrain)) if task.retrain is not None else "none"),
-        *_wishes(task.scope),
-    ]
-
-
-def _wishes(scope: Scope) -> list[tuple[str, str]]:
-    """What the caller let go and what not; defaults only where their absence would surprise."""
-    ignored = ", ".join(part if isinstance(part, str) else describe(part) for part in scope.ignore)
-    found = [("ignored", ignored or "nothing")]
-    for label, value in (("widths are multiples of", scope.multiple_of), ("least width", scope.minimum)):
-        if value != 1:
-            text = str(value) if isinstance(value, int) else ", ".join(f"{k}: {v}" for k, v in value.items())
-            found.append((label, text))
-    if scope.branches:
-        found.append(("residual branches", "may go as a whole"))
-    found.append(("may go though not exact", ", ".join(scope.inexact) or "nothing"))
-    if scope.split_stacks:
-        found.append(("layers of recurrent stacks", "may end at different widths"))
-    if scope.fallback == "graph":
-        found.append(("fallback", "a graph, where the model's own forward pass cannot follow"))
-    return found
 
 
 def _quality(story: Story) -> list[QualityRow]:
@@ -354,50 +286,6 @@ def _left_alone(story: Story) -> list[LeftRow]:
     rows += [LeftRow(where=f"{f.parameter}, dimension {f.dim}", reason=f.reason, size=f.size) for f in fixed]
     unrepaired = () if best is None else best.unrepaired
     return rows + [LeftRow(where=f"repair of {note.where}", reason=note.text) for note in unrepaired]
-
-
-def _warnings(story: Story) -> list[str]:
-    found = []
-    if story.certificate is None:
-        found.append("There was no test data, so nothing is certified.")
-    if story.search.best is None:
-        found.append("No round stayed within the tolerance: the model is as it was.")
-    timed = None if story.search.best is None else story.search.best.timed
-    if timed is not None and not timed.is_met:
-        found.append(
-            f"The latency is not within the budget: measured {timed.measured_s:.4g} s, allowed {timed.allowed_s:.4g} "
-            f"s, predicted {timed.predicted_s:.4g} s. Corrections of the prediction by what was measured did not help: "
-            "raise the budget, or scan higher sparsities."
-        )
-    if isinstance(story.small, fx.GraphModule) and not isinstance(story.task.model, fx.GraphModule):
-        found.append(
-            "The model's own forward pass could not follow: the result is a graph, in evaluation mode for good, and "
-            "what only a module has (dropout, batch norm in training) does not apply to it."
-        )
-    if story.unfit and story.search.best is not None:
-        found.append(
-            f"{', '.join(story.unfit)}: reached in training mode only, and left as before; in that mode the pruned "
-            "model may not run. Take them out of it before you train it."
-        )
-    unmeasured = story.curves.tally.unmeasured if isinstance(story.curves, Scan) else ()
-    if unmeasured:
-        found.append(f"Could not be measured, and left out of the curves: {'; '.join(map(str, unmeasured))}.")
-    suspicious = [name for name, curve in story.curves.items() if changes_nothing(curve)]
-    if suspicious:
-        found.append(
-            f"Silencing units of {', '.join(suspicious[:5])} changed nothing at all at any sparsity: "
-            "suspect the probe before calling them robust."
-        )
-    beaten = [r.name for r in (_controls(story) if story.search.best else []) if _as_good(r, story.search.best)]
-    if beaten:
-        found.append(f"At the same multiply-adds, within one standard error as good: {', '.join(beaten)}.")
-    return found
-
-
-def _as_good(row: ControlRow, best: Round | None) -> bool:
-    if best is None or row.name == "secateur" or row.damage is None:
-        return False
-    return row.damage <= best.damage.mean + best.damage.standard_error
 
 
 def finite(value: float) -> float | None:
