@@ -67,14 +67,16 @@ if TYPE_CHECKING:
     from secateur.sensitivity.refit import AfterRefit
     from secateur.sensitivity.result import Scan
     from secateur.sensitivity.scan import scan
-    from secateur.sparsity.allocate import ERK, OWL, Global, Measured, Sparsity, Uniform, sparsity_plan
+    from secateur.sparsity.allocate import Sparsity, sparsity_plan
     from secateur.sparsity.alps import ALPS
     from secateur.sparsity.hold import hold, release
+    from secateur.sparsity.measured_shares import Measured
     from secateur.sparsity.method import Masked
     from secateur.sparsity.obc import OBC
     from secateur.sparsity.patterns import NM, Blocks, Unstructured
     from secateur.sparsity.plan import SparsityPlan
     from secateur.sparsity.runtime import semi_structured, sparse_speed
+    from secateur.sparsity.shares import ERK, OWL, Global, Uniform
     from secateur.sparsity.sparsegpt import SparseGPT
     from secateur.sparsity.sparsify import Sparsified, sparsify
     from secateur.storage.saved_model import load_model as load, save_model as save
@@ -110,14 +112,14 @@ _HOMES = {
     "Criterion": "secateur.criteria.criterion:Criterion",
     "Curve": "secateur.types:Curve",
     "DataError": "secateur.errors:DataError",
-    "ERK": "secateur.sparsity.allocate:ERK",
+    "ERK": "secateur.sparsity.shares:ERK",
     "EqualDamage": "secateur.allocation.objectives:EqualDamage",
     "Executor": "secateur.sensitivity.executor:Executor",
     "FisherGate": "secateur.criteria.gradients:FisherGate",
     "FixedAxis": "secateur.types:FixedAxis",
     "Front": "secateur.allocation.front:Front",
     "GeometricMedian": "secateur.criteria.magnitude:GeometricMedian",
-    "Global": "secateur.sparsity.allocate:Global",
+    "Global": "secateur.sparsity.shares:Global",
     "GlobalThreshold": "secateur.allocation.objectives:GlobalThreshold",
     "GraSP": "secateur.criteria.flow:GraSP",
     "Gradient": "secateur.criteria.gradients:Gradient",
@@ -130,7 +132,7 @@ _HOMES = {
     "Magnitude": "secateur.criteria.magnitude:Magnitude",
     "Masked": "secateur.sparsity.method:Masked",
     "MeanActivation": "secateur.criteria.activations:MeanActivation",
-    "Measured": "secateur.sparsity.allocate:Measured",
+    "Measured": "secateur.sparsity.measured_shares:Measured",
     "Metric": "secateur.measures.metrics:Metric",
     "MetricError": "secateur.errors:MetricError",
     "MissingExtraError": "secateur.errors:MissingExtraError",
@@ -139,7 +141,7 @@ _HOMES = {
     "OBC": "secateur.sparsity.obc:OBC",
     "OBD": "secateur.criteria.curvature:OBD",
     "OBS": "secateur.criteria.obs:OBS",
-    "OWL": "secateur.sparsity.allocate:OWL",
+    "OWL": "secateur.sparsity.shares:OWL",
     "Objective": "secateur.allocation.objectives:Objective",
     "Offload": "secateur.capture.parking:Offload",
     "Plan": "secateur.surgery.plan:Plan",
@@ -174,7 +176,7 @@ _HOMES = {
     "SynFlow": "secateur.criteria.flow:SynFlow",
     "Taylor": "secateur.criteria.gradients:Taylor",
     "TraceError": "secateur.errors:TraceError",
-    "Uniform": "secateur.sparsity.allocate:Uniform",
+    "Uniform": "secateur.sparsity.shares:Uniform",
     "UniformDensity": "secateur.allocation.objectives:UniformDensity",
     "Unstructured": "secateur.sparsity.patterns:Unstructured",
     "Wanda": "secateur.criteria.energy:Wanda",

@@ -13,12 +13,13 @@ from secateur.capture.lockstep import Norm
 from secateur.data import Batch
 from secateur.errors import ArgumentError, PlanError
 from secateur.sparsity import norms, seen
-from secateur.sparsity.allocate import ERK, OWL, Asked, Global, Measured, Uniform
+from secateur.sparsity.measured_shares import Measured
 from secateur.sparsity.method import Masked
 from secateur.sparsity.norms import recalibrate
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import NM, Blocks, Unstructured
 from secateur.sparsity.plan import SparsityPlan
+from secateur.sparsity.shares import ERK, OWL, Asked, Global, Uniform
 from secateur.sparsity.sparsegpt import SparseGPT
 from secateur.sparsity.weights import find_weights
 

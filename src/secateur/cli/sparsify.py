@@ -16,12 +16,14 @@ from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.task import summarise
 from secateur.report.formats import damage_text, error_text, metric_text
-from secateur.sparsity.allocate import ERK, OWL, Allocation, Global, Measured, Sparsity, Uniform
+from secateur.sparsity.allocate import Sparsity
 from secateur.sparsity.alps import ALPS
+from secateur.sparsity.measured_shares import Measured
 from secateur.sparsity.method import Masked, Method
 from secateur.sparsity.obc import OBC
 from secateur.sparsity.patterns import pattern_named
 from secateur.sparsity.runtime import sparse_speed
+from secateur.sparsity.shares import ERK, OWL, Allocation, Global, Uniform
 from secateur.sparsity.sparsegpt import SparseGPT
 from secateur.sparsity.sparsify import Sparsified, sparsify
 from secateur.storage.saved_model import save_model
