@@ -1,8 +1,9 @@
 """A fast scan beside the exhaustive one by full forward passes: work, time, and whether they say the same.
 
 The exhaustive scan runs in blocks of the samples, which are kept as they are done, so that it resumes; between
-blocks the fast scans run over all samples, so that all share the machine's moods. The reference is the exhaustive scan
-of the blocks that are done. One thread.
+blocks the fast scans run over all samples. Beside each fast scan a block is run by full passes and timed, so that both
+share the machine's moods: ratios of time are to that. The reference is the exhaustive scan of the blocks that are done.
+One thread.
 
 python benchmarks/scan_speed.py --network resnet20 --weights resnet20_cifar10.safetensors --data test.parquet \
     --samples 5000 --tolerance 0.02 --work DIR --out benchmarks/scan
@@ -12,7 +13,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur as sc
+from secateur.allocation.knapsack import Of
 from secateur.criteria.criterion import needs_of
 from secateur.data import Batch, as_batches
 from secateur.measures.evaluate import evaluate
@@ -35,9 +37,19 @@ from secateur.surgery.plan import kept_width, plan_widths
 from secateur.types import Curve
 
 TAYLOR = sc.Taylor()
-WAYS = ("racing", "racing, indifferent", "racing, indifferent, bisection")
-INDIFFERENCE = 1 / 8
+BISECTED = "racing, indifferent, bisection"
+DEEPENED = {"racing, deepened for 70 %": (0.7,), "racing, deepened for 90, 80 and 70 %": (0.9, 0.8, 0.7)}
+SHARE = 0.4
+"""Of the samples, which is enough for a level that a budget turns on."""
+
+WAYS = ("racing", "racing, indifferent", BISECTED, *DEEPENED)
+BUDGETS = (0.9, 0.8, 0.7)
+"""Fractions of the multiply-adds at which allocations are compared."""
+
+INDIFFERENCE = {name: 3 / 8 if name in DEEPENED else 1 / 8 for name in WAYS if name != "racing"}
 """Of a tolerance: points this near may be taken for either side."""
+
+TIMED = ("wall_s", "cpu_s", "wall_ratio", "cpu_ratio")
 
 CALIBRATION = 4
 """Batches from which the surrogate is computed."""
@@ -85,6 +97,8 @@ class Bench:
         magnitude = sc.Magnitude()
         empty = sc.collect(job.model, self.groups, self.data, needs=needs_of(magnitude))
         self.scores = sc.score(self.groups, empty, magnitude)
+        self.cost = sc.costs(self.program, self.groups)
+        self.joints: dict[tuple[int, ...], tuple[Any, Any]] = {}
         (self.metric,) = resolve_metrics(job.metric, None, "cross_entropy")
         self.prober = self.probe(job.batches, program=self.program)
         self.whole, self.suffix = suffix_macs(self.prober, next(iter(self.data)))
@@ -99,10 +113,14 @@ class Bench:
             program=program,
         )  # fmt: skip
 
-    def exhaustive_block(self, number: int) -> None:
-        """Run every point by full forward passes on a part of the samples."""
+    def full_passes(self, number: int) -> tuple[Scan, dict[str, float]]:
+        """Every point by full forward passes on a part of the samples, timed."""
         batches = self.job.batches[number * self.size : (number + 1) * self.size]
-        found, row = timed(lambda: measure_curves(self.probe(batches)))
+        return timed(lambda: measure_curves(self.probe(batches)))
+
+    def exhaustive_block(self, number: int) -> None:
+        """Run a part of the exhaustive scan, and keep it."""
+        found, row = self.full_passes(number)
         arrays = {f"{kind}|{n}": getattr(c, kind) for n, c in found.items() for kind in ("damage", "loss_damage")}
         np.savez_compressed(self.work / f"block-{number}.npz", **arrays)
         (self.work / f"block-{number}.json").write_text(json.dumps(row))
@@ -115,22 +133,25 @@ class Bench:
 
     def fast(self, name: str) -> Scan:
         """One of the fast scans."""
-        rule = self.job.rule
-        if "indifferent" in name:
-            rule = replace(rule, indifference=rule.boundaries[0] * INDIFFERENCE)
-        if "bisection" not in name:
-            return measure_curves(self.prober, racing=rule)
-        return measure_curves(self.prober, racing=replace(rule, bisect=True), surrogate=self.surrogate())
+        rule = replace(self.job.rule, indifference=self.job.rule.boundaries[0] * INDIFFERENCE.get(name, 0.0))
+        if name == BISECTED:
+            return measure_curves(self.prober, racing=replace(rule, bisect=True), surrogate=self.surrogate())
+        budgets = [sc.Budget(macs=macs) for macs in DEEPENED.get(name, ())]
+        deepen = sc.Contenders(self.cost, budgets, share=SHARE) if budgets else None
+        return measure_curves(self.prober, racing=rule, deepen=deepen)
 
-    def run_fast(self, repeat: int) -> None:
-        """The fast scans that are not done, each timed."""
-        for name in WAYS:
-            stem = self.work / f"fast-{name.replace(', ', '_').replace(' ', '_')}-{repeat}"
+    def run_fast(self, repeat: int, ways: Sequence[str]) -> None:
+        """The fast scans that are not done, each timed, and a block by full passes beside each."""
+        for name in ways:
+            stem = self.work / f"fast-{name.replace(', ', '_').replace(' ', '_').replace('_%', '')}-{repeat}"
             if stem.with_suffix(".json").exists():
                 continue
             found, row = timed(lambda name=name: self.fast(name))
             row |= self.described(name, found)
-            arrays = {f"damage|{n}": c.damage for n, c in found.items()}
+            at = repeat % self.blocks * self.size
+            _, row["beside"] = self.full_passes(repeat % self.blocks)
+            row["beside"]["samples"] = sum(len(targets) for _, targets in self.job.batches[at : at + self.size])
+            arrays = {f"{kind}|{n}": getattr(c, kind) for n, c in found.items() for kind in ("damage", "loss_damage")}
             widths = {n: list(c.widths) for n, c in found.items()}
             np.savez_compressed(stem.with_suffix(".npz"), **arrays)
             stem.with_suffix(".json").write_text(json.dumps({"name": name, "widths": widths, **row}))
@@ -140,7 +161,7 @@ class Bench:
         """The work of a fast scan."""
         seen = {group: int(curve.seen()[1:].sum()) for group, curve in found.items()}
         macs = sum(self.suffix[group] * count for group, count in seen.items()) + self.whole * found.tally.walked
-        if "bisection" in name:
+        if name == BISECTED:
             macs += macs_of(self.surrogate)
         points = sum(len(curve.widths) - 1 for curve in found.values())
         row: dict[str, Any] = {"macs": macs, "points": points, "samples_run": sum(seen.values())}
@@ -176,43 +197,97 @@ class Bench:
         reference, base = self.reference()
         tolerance = self.job.rule.boundaries[0]
         exact = reference.thresholds(tolerance)
-        best, joint = self.joint(reference)
         ways: dict[str, Any] = {}
         for path in sorted(self.work.glob("fast-*.json")):
             row = json.loads(path.read_text())
-            arrays = np.load(path.with_suffix(".npz"))
-            curves = {g.name: _curve(g, row["widths"][g.name], arrays[f"damage|{g.name}"]) for g in self.groups}
-            found = Scan(curves, metric=self.metric.name).thresholds(tolerance)
+            curves = self.read(row["widths"], np.load(path.with_suffix(".npz")), reference)
+            found = curves.thresholds(tolerance)
             levels = {name: curve.sparsities for name, curve in reference.items()}
             steps = [abs(_at(levels[n], exact[n]) - _at(levels[n], found[n])) for n in exact]
-            own = ways.setdefault(row["name"], {key: v for key, v in row.items() if key not in {"name", "widths"}})
+            beside = row.pop("beside")
             for key in ("wall_s", "cpu_s"):
+                row[f"{key[:-2]}_ratio"] = beside[key] / beside["samples"] * self.samples / row[key]
+            own = ways.setdefault(row["name"], {k: v for k, v in row.items() if k not in {"name", "widths", *TIMED}})
+            for key in TIMED:
                 own.setdefault(f"all_{key}", []).append(row[key])
             own["groups_with_the_same_threshold"] = float(np.mean([step == 0 for step in steps]))
             own["groups_within_one_step"] = float(np.mean([step <= 1 for step in steps]))
-            if "bisection" not in row["name"] and "joint_damage" not in own:
-                _, mean = self.joint(Scan(curves, metric=self.metric.name))
-                gap = mean - joint
-                error = gap.std(ddof=1) / len(gap) ** 0.5
-                own["joint_damage"] = [float(mean.mean()), float(gap.mean()), float(error)]
+            if row["name"] != BISECTED and "joint" not in own:
+                own["joint"] = self.compared(reference, curves)
         for own in ways.values():
-            for key in ("wall_s", "cpu_s"):
-                own[key] = float(np.median(own[f"all_{key}"]))
-                own[f"{key[:-2]}_ratio"] = base[key] / own[key]
+            own |= {key: float(np.median(own[f"all_{key}"])) for key in TIMED}
             own["macs_ratio"] = base["macs"] / own["macs"]
-        base["joint_damage"] = [float(joint.mean()), float(joint.std(ddof=1) / len(joint) ** 0.5)]
-        base["joint_widths"] = best
-        return {"exhaustive": base, **ways}
+        halves = [self.half(reference, part) for part in (0, 1)]
+        base["joint"] = self.compared(reference, reference)
+        base["joint_of_halves"] = [self.compared(reference, half, ("loss",)) for half in halves]
+        return {"exhaustive": base, **{name: ways[name] for name in (*WAYS, *ways) if name in ways}}
 
-    def joint(self, curves: Scan) -> tuple[dict[str, int], Any]:
-        """The allocation of 70 % of the multiply-adds by these curves, and what it loses on each sample."""
-        known = {name: replace(c, loss_damage=c.damage) for name, c in curves.items()}
-        found = sc.allocate(known, sc.costs(self.program, self.groups), sc.Budget(macs=0.7))
-        return dict(found.widths), self.prober.damage(found.widths)[0]
+    def read(self, widths: Mapping[str, list[int]], arrays: Any, reference: Scan) -> Scan:
+        """Curves that were kept; where their losses were not, those of the exhaustive scan at the same samples."""
+        curves = {}
+        for group in self.groups:
+            own, known = widths[group.name], arrays[f"damage|{group.name}"]
+            if f"loss_damage|{group.name}" in arrays:
+                loss = arrays[f"loss_damage|{group.name}"]
+            elif self.metric.name == "loss":
+                loss = known
+            else:
+                full = reference[group.name]
+                rows = full.loss_damage[[full.widths.index(width) for width in own]]
+                loss = np.where(np.isnan(known[:, : rows.shape[1]]), np.nan, rows)
+            curves[group.name] = Curve(group.name, tuple(own), tuple(1 - w / group.width for w in own), known, loss)
+        return Scan(curves, metric=self.metric.name)
+
+    def half(self, reference: Scan, part: int) -> Scan:
+        """The exhaustive scan of every other sample: as far from all as all are from the population."""
+        curves = {
+            name: replace(curve, damage=curve.damage[:, part::2], loss_damage=curve.loss_damage[:, part::2])
+            for name, curve in reference.items()
+        }
+        return Scan(curves, metric=self.metric.name)
+
+    def compared(self, reference: Scan, curves: Scan, by: Sequence[Of] = ("loss", "metric")) -> dict[str, Any]:
+        """What allocations from curves lose at each budget, and how much more than those from the exhaustive scan."""
+        found: dict[str, Any] = {}
+        for macs in BUDGETS:
+            for of in by[:1] if self.metric.name == "loss" else by:
+                widths = [
+                    sc.allocate(each, self.cost, sc.Budget(macs=macs), objective=sc.LeastDamage(of)).widths
+                    for each in (reference, curves)
+                ]
+                (metric, loss), (own_metric, own_loss) = map(self.joint, widths)
+                alone = [
+                    sum(c.loss_damage[c.widths.index(w[n])] for n, c in reference.items()) for w in widths
+                ]  # fmt: skip
+                found[f"{macs:.0%}, by {of}"] = {
+                    "groups_with_the_same_width": sum(widths[0][n] == widths[1][n] for n in widths[0]),
+                    "widths": widths[1],
+                    **{
+                        name: {"lost": _mean(after), "more": _mean(after - before)}
+                        for name, before, after in (
+                            (self.metric.name, metric, own_metric),
+                            ("loss", loss, own_loss),
+                            ("sum of single loss damages", *alone),
+                        )
+                    },
+                }
+        return found
+
+    def joint(self, widths: Mapping[str, int]) -> tuple[Any, Any]:
+        """Damage to metric and loss on each sample when all groups have these widths."""
+        key = tuple(widths[group.name] for group in self.groups)
+        if key not in self.joints:
+            kept = self.work / f"joint-{'-'.join(map(str, key))}.npz"
+            if not kept.exists():
+                metric, loss = self.prober.damage(widths)
+                np.savez_compressed(kept, metric=metric, loss=loss)
+            self.joints[key] = np.load(kept)["metric"], np.load(kept)["loss"]
+        return self.joints[key]
 
 
-def _curve(group: sc.Group, widths: list[int], damage: Any) -> Curve:
-    return Curve(group.name, tuple(widths), tuple(1 - w / group.width for w in widths), damage, damage)
+def _mean(values: Any) -> list[float]:
+    """Mean and its standard error."""
+    return [float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)]
 
 
 def _at(levels: tuple[float, ...], sparsity: float) -> int:
@@ -228,19 +303,23 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--tolerance", type=float, required=True)
     parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--fast-before", type=int, nargs="+", default=[2], help="blocks before which fast scans run")
+    parser.add_argument("--fast-before", type=int, nargs="*", default=[2], help="blocks before which fast scans run")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--stage", type=int, help="samples between two looks of a race")
     parser.add_argument("--stop-after", type=int, help="blocks to run; the rest is left out")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     job = load(given.network, given.weights, given.data, given.samples, given.tolerance)
+    if given.stage is not None:
+        job = replace(job, rule=replace(job.rule, stage=given.stage))
     bench = Bench(job, given.work, given.blocks)
     last = bench.blocks if given.stop_after is None else min(given.stop_after, bench.blocks)
-    for number in range(last):
+    for number in range(last + 1):
         if number in given.fast_before:
-            bench.run_fast(number)
-        if not (given.work / f"block-{number}.json").exists():
+            bench.run_fast(number, given.ways)
+        if number < last and not (given.work / f"block-{number}.json").exists():
             bench.exhaustive_block(number)
     settings: Mapping[str, Any] = {
         "network": given.network,
