@@ -183,6 +183,31 @@ def test_branching_finds_the_optimum_and_stops_anywhere_with_a_true_bound(shape:
     assert given.fits(levels) and bound <= best * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("looks", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+def test_branching_may_stop_at_any_look_at_the_clock(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    restricted = Problem.restricted
+    for seed in range(4):
+        given = problem("all tied", seed, 1)
+        narrowest = tuple(size - 1 for size in given.sizes)
+        best = optimum(given)
+        if best is None:
+            continue
+        seen: list[int] = []
+
+        def clock(seen: list[int] = seen) -> int:
+            seen.append(len(seen))
+            return seen[-1]
+
+        def in_time(self: Problem, *where: int, seen: list[int] = seen) -> Problem:
+            assert len(seen) <= looks + 1, "work is begun after the end was seen"
+            return restricted(self, *where)
+
+        monkeypatch.setattr(time, "monotonic", clock)
+        monkeypatch.setattr(Problem, "restricted", in_time)
+        levels, bound = branch(given, Relaxed(0.0, np.zeros(1), narrowest), narrowest, gap=0.0, deadline=looks + 0.5)
+        assert given.fits(levels) and bound <= best * (1 + 1e-9)
+
+
 def test_a_stream_with_many_branches_is_solved_closer_than_by_prices_alone() -> None:
     """No price is right for all widths of the stream at once."""
     rng = np.random.default_rng(0)

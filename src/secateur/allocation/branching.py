@@ -59,6 +59,10 @@ def branch(problem: Problem, relaxed: Relaxed, best: Levels, *, gap: float, dead
         if bound >= goal or position is None:
             continue
         for level, value in enumerate(_bounds(node, position)):
+            if time.monotonic() > deadline:
+                # Its bound still holds for the levels that were not looked at.
+                heapq.heappush(waiting, (bound, next(number), node))
+                break
             if value < goal:
                 part = node.problem.restricted(position, level)
                 child = _Node(part, {**node.fixed, position: level}, node.multipliers)
@@ -85,7 +89,9 @@ def _raised(node: _Node, bound: float, goal: float, deadline: float) -> tuple[_N
         enough=goal,
     )
     raised = _Node(part, node.fixed, found.multipliers) if found.bound > bound else node
-    return raised, max(bound, found.bound), node.whole(fill(part, found.best))
+    # Filling up may take as long as all else; out of time, what fits is good enough.
+    best = found.best if time.monotonic() > deadline else fill(part, found.best)
+    return raised, max(bound, found.bound), node.whole(best)
 
 
 def _bounds(node: _Node, position: int) -> Floats:
