@@ -221,6 +221,17 @@ def test_scans_are_measured_where_and_as_far_as_is_asked(net: Net) -> None:
     assert found.damage.is_within(0.05)
 
 
+def test_what_a_budget_turns_on_is_measured_further_than_the_race_asks(net: Net) -> None:
+    budget = sc.Budget(macs=0.6)
+    how = {"controls": (), "rounds": 1, "racing": sc.Racing((0.4,), stage=25)}
+    found = sc.prune(net, ARGS, **DATA, **{**QUICK, **how}, budget=budget)
+    program = sc.trace(net, ARGS)
+    chosen = sc.allocate(found.curves, sc.costs(program, sc.find_groups(program)), budget)
+    seen = {name: curve.seen() for name, curve in found.curves.items()}
+    assert all(seen[name][level] >= 150 for name, level in chosen.levels.items() if level)
+    assert min(min(counts[1:]) for counts in seen.values()) < 150
+
+
 def test_a_certificate_spends_what_it_is_given_and_leaves_the_rest(net: Net, tmp_path: Path) -> None:
     how = {**DATA, **QUICK, "budget": sc.Budget(macs=0.6), "controls": ()}
     with pytest.raises(sc.ArgumentError, match="spend needs run_dir"):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from secateur.allocation.allocate import allocate
-from secateur.allocation.limits import Costs
+from secateur.allocation.allocate import allocate_within
+from secateur.allocation.limits import Costs, Limit, limits
 from secateur.allocation.objectives import Objective
 from secateur.errors import ArgumentError
 from secateur.types import Budget, Curve, Curves, Floats, Status
@@ -58,17 +58,30 @@ class Contenders:
 
     def __call__(self, curves: Curves) -> dict[tuple[str, int], int]:
         """Group name and width of each level that should have more samples, and how many; none = all is known."""
-        hopes = {name: lowered(curve, self.standard_errors) for name, curve in curves.items()}
-        asked: dict[tuple[str, int], int] = {}
-        for budget in self.budgets:
-            found = allocate(hopes, self.cost, budget, objective=self.objective)
-            if found.status is not Status.FOUND:
-                continue
-            for name, level in found.levels.items():
-                seen, enough = int(curves[name].seen()[level]), math.ceil(self.share * curves[name].damage.shape[1])
-                if level and seen < enough:
-                    asked[name, found.widths[name]] = min(2 * seen, enough)
-        return asked
+        bounds = [limits(self.cost, budget) for budget in self.budgets]
+        return contended(curves, bounds, self.objective, standard_errors=self.standard_errors, share=self.share)
+
+
+def contended(
+    curves: Curves,
+    bounds: Sequence[Sequence[Limit]],
+    objective: Objective | None = None,
+    *,
+    standard_errors: float = 1.0,
+    share: float = 0.5,
+) -> dict[tuple[str, int], int]:
+    """The same for bounds that are given one by one; each list of them is a budget."""
+    hopes = {name: lowered(curve, standard_errors) for name, curve in curves.items()}
+    asked: dict[tuple[str, int], int] = {}
+    for together in bounds:
+        found = allocate_within(hopes, together, objective)
+        if found.status is not Status.FOUND:
+            continue
+        for name, level in found.levels.items():
+            seen, enough = int(curves[name].seen()[level]), math.ceil(share * curves[name].damage.shape[1])
+            if level and seen < enough:
+                asked[name, found.widths[name]] = min(2 * seen, enough)
+    return asked
 
 
 def lowered(curve: Curve, standard_errors: float) -> Curve:

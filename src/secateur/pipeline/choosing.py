@@ -62,14 +62,14 @@ def found_way(task: Task, rivals: Rivals, *, tolerance: float | None, final: flo
         final: the budget as a share of the dense cost; None under a tolerance.
     """
     if len(rivals.criteria) * len(rivals.aims) == 1:
-        return _measured(task)
+        return _measured(task, final)
     return _best(task, rivals, tolerance=tolerance, budgets=GRID if final is None else [final])
 
 
-def _measured(task: Task) -> Way:
-    """The way of the task's own criterion and objective."""
+def _measured(task: Task, final: float | None = None) -> Way:
+    """The way of the task's own criterion and objective; its curves are good enough for the final target."""
     scene = set_scene(task, task.model)
-    return Way(task, scene, measured_curves(task, scene), None)
+    return Way(task, scene, measured_curves(task, scene, [] if final is None else [final]), None)
 
 
 def _best(task: Task, rivals: Rivals, *, tolerance: float | None, budgets: Sequence[float]) -> Way:

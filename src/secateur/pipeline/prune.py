@@ -144,7 +144,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         batch_fn: takes apart batches of an unusual shape.
         confidence: of the certificate.
         spend: level that the certificate spends of 1 - confidence, with a run directory; see `certify`.
-        racing: points of the scan stop early, at a stated error rate; None: each gets all validation samples.
+        racing: points of the scan stop early, at a stated error rate; None: each gets all validation samples. Under a
+            budget, those that it turns on are measured further (see `Contenders`).
         workers: more than one scan in so many processes; short for `executor=ProcessExecutor(workers)`.
         executor: where the scans are measured; see `scan`.
         calibration_samples: at most so many samples are read for scores and repair.

@@ -1,16 +1,19 @@
 """A model at the start of a round: its groups, their scores, and what measures them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
+from secateur.allocation.contenders import contended
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
 from secateur.graph.costs import CostModel, cost_model, item_bytes
 from secateur.graph.groups import Structure
 from secateur.graph.trace import Program, trace
 from secateur.measures.metrics import resolve_loss
+from secateur.pipeline.aims import objective_of
 from secateur.pipeline.scope import followed
 from secateur.pipeline.task import Task
 from secateur.sensitivity.probe import Probe, probe
@@ -70,9 +73,13 @@ def set_scene(task: Task, model: nn.Module) -> Scene:
     return Scene(model, program, found, groups, names, cost, lambda widths: task.share(cost, widths), prober)
 
 
-def measured_curves(task: Task, scene: Scene) -> Scan:
-    """Curves of every group of the scene."""
+def measured_curves(task: Task, scene: Scene, targets: Sequence[float] = ()) -> Scan:
+    """Curves of every group of the scene; where points race, those that the targets turn on are measured further."""
+    deepen = None
+    if targets and task.racing is not None and not task.racing.bisect:
+        bounds = [task.limits(scene.cost, target) for target in targets]
+        deepen = partial(contended, bounds=bounds, objective=objective_of(task.objective, scene.probe.scores))
     return measure_curves(
-        scene.probe, sparsities=task.sparsities, racing=task.racing, executor=task.executor, store=task.store,
-        progress=task.progress,
+        scene.probe, sparsities=task.sparsities, racing=task.racing, deepen=deepen, executor=task.executor,
+        store=task.store, progress=task.progress,
     )  # fmt: skip

@@ -38,7 +38,7 @@ class ByCurves:
 
     def __call__(self, scene: Scene, target: float) -> Allotted:
         """Units kept in a row of each group."""
-        curves = self.known or measured_curves(self.task, scene)
+        curves = self.known or measured_curves(self.task, scene, [target])
         bounds = self.task.limits(scene.cost, target)
         found = allocate_within(curves, bounds, objective_of(self.task.objective, scene.probe.scores))
         if found.status is Status.INFEASIBLE:
