@@ -504,3 +504,36 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
     small.stem.weight.data[0, 0, 0, 0] = float("inf")
     with pytest.raises(NumericalError, match="of 'bn' are"):
         repair(small, model, chosen, as_batches([(x, None)], "c"), program=program, groups=groups)
+
+
+class ReadTwice(nn.Module):
+    """A weight that a linear layer reads, and another map that repair does not see."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 16)
+        self.weight, self.last = nn.Parameter(torch.randn(6, 16)), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.second(torch.relu(self.first(x))))
+        unseen = {
+            "in another shape": lambda: h.view(-1, 2, 8) @ self.weight.view(12, 8).T,
+            "some columns": lambda: h[:, :5].unsqueeze(1) @ self.weight[:, :5].T,
+        }
+        return self.last(nn.functional.linear(h, self.weight)) + unseen[self.how]().sum((1, 2)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("how", ["in another shape", "some columns"])
+def test_a_weight_with_a_use_that_is_not_seen_is_left_alone(how: str) -> None:
+    torch.manual_seed(0)
+    dense, x = ReadTwice(how).eval(), torch.randn(500, 8)
+    program = trace(dense, (x[:2],))
+    groups = [group for group in find_groups(program) if group.name == "first"]
+    chosen = plan(groups, {"first": torch.rand(24, dtype=torch.float64)}, sparsity=0.5)
+    small = cut(dense, chosen, program=program)
+    before = (small(x) - dense(x)).square().mean()
+    done = repair(small, dense, chosen, [(x, None)], program=program, groups=groups)
+    assert torch.equal(small.weight, dense.weight)
+    assert ("weight", READ_OTHERWISE) in [(note.where, note.text) for note in done.notes]
+    assert (small(x) - dense(x)).square().mean() < 0.7 * before

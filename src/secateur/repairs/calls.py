@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.capture.calls import Call, Place
 from secateur.repairs.changes import NO_BETTER, READ_OTHERWISE, REORDERED, Change, Mended, left
 from secateur.repairs.least_squares import NEGLIGIBLE, Products, Solution, shift, solve
-from secateur.repairs.readers import feeds_batch_norm, is_own_bias, is_read_otherwise
+from secateur.repairs.readers import feeds_batch_norm, is_own_bias, is_read_otherwise, linear_reads
 from secateur.repairs.rows import kept_rows
 from secateur.repairs.sums import fold_sums
 from secateur.repairs.walk import Models, Step, only, rows_of, side_by_side
@@ -19,13 +19,16 @@ Sums = Mapping[str, Sequence[Products] | None]
 """Rows of a weight -> sums for each fold; None where its rows are not those of one use in the dense model."""
 
 
-def mended_call(step: Step, models: Models, repeated: Sums, generator: torch.Generator) -> Mended:
+def mended_call(
+    step: Step, models: Models, repeated: Sums, seen: Mapping[str, int], generator: torch.Generator
+) -> Mended:
     """Fit the weight of a call, and its bias, if that is better on held-out samples.
 
     Args:
         step: what both models are about to do.
         models: both.
         repeated: sums of the weights that are used several times.
+        seen: how often each parameter is seen to be used; see `calls_of`.
         generator: draws positions.
 
     Raises:
@@ -41,7 +44,8 @@ def mended_call(step: Step, models: Models, repeated: Sums, generator: torch.Gen
     old = _old(call)
     name = call.weight.name
     bias = call.bias if call.bias is not None and is_own_bias(models.program, name, call.bias.name) else None
-    if is_read_otherwise(models.program, name):
+    # A map of entries in another shape, `h @ w.view(...)`, runs unseen: a fit would change it too.
+    if is_read_otherwise(models.program, name) or linear_reads(models.program, name) > seen[name]:
         note = Note(where, READ_OTHERWISE)
         return Mended(() if bias is None else _mended_bias(bias, parts, old, models), (note,))
     if bias is not None:

@@ -10,7 +10,7 @@ from secateur.capture.gram import with_constant
 from secateur.errors import NumericalError
 
 RIDGES = (1e-6, 1e-2, 1e-1)
-"""Candidates. Those between the first two were within a per cent of them in error, larger ones always worse."""
+"""Candidates. On ResNet-20 held-out errors with 1e-4 and 1e-3 were within 2 % of these, and worse beyond 0.1."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 FOLDS = 4

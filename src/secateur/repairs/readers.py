@@ -35,6 +35,11 @@ def is_read_otherwise(program: Program, name: str) -> bool:
     return not all(_operator(reader).startswith(_LINEAR) for reader in _readers(program, name))
 
 
+def linear_reads(program: Program, name: str) -> int:
+    """How many linear maps read the parameter, or entries of it."""
+    return sum(_operator(reader).startswith(_LINEAR) for reader in _readers(program, name))
+
+
 def is_own_bias(program: Program, weight: str, bias: str) -> bool:
     """Whether the bias is read only where the weight is: another layer's fit would change it too."""
     return _readers(program, bias) <= _readers(program, weight)

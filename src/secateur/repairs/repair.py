@@ -8,7 +8,7 @@ are left is known from the plan. A change is kept only where it is better on hel
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from secateur.repairs.changes import OTHER_CALLS, Change, Mended, left
 from secateur.repairs.layers import mended_layer
 from secateur.repairs.least_squares import RIDGES
 from secateur.repairs.norms import mended_norm
-from secateur.repairs.walk import Models, Reach, Step, models_of, side_by_side, uses_of
+from secateur.repairs.walk import Models, Reach, Step, calls_of, models_of, side_by_side, uses_of
 from secateur.surgery.plan import Plan
 from secateur.surgery.tensors import removed_marks
 from secateur.types import Group, Note
@@ -118,6 +118,7 @@ def repair(
 
 def _repaired(models: Models, generator: torch.Generator, progress: Progress) -> Repaired:
     uses = uses_of(models)
+    seen = calls_of(uses)
     is_any_repeated = any(kind is Call and count > 1 for (kind, _), count in uses.items())
     repeated = sums_of_repeated(models, generator) if is_any_repeated else {}
     done: set[tuple[type, str]] = set()
@@ -128,17 +129,25 @@ def _repaired(models: Models, generator: torch.Generator, progress: Progress) ->
             if not step.before:
                 found.append(left(step.where, OTHER_CALLS))
             elif what not in done:
-                found.append(_mended(step, models, repeated, generator, is_repeated=uses[what] > 1))
+                found.append(_mended(step, models, repeated, seen, generator, is_repeated=uses[what] > 1))
             done.add(what)
             advance(1, step.where)
     return Repaired(tuple(c for each in found for c in each.changes), tuple(n for each in found for n in each.notes))
 
 
-def _mended(step: Step, models: Models, repeated: Sums, generator: torch.Generator, *, is_repeated: bool) -> Mended:
+def _mended(
+    step: Step,
+    models: Models,
+    repeated: Sums,
+    seen: Mapping[str, int],
+    generator: torch.Generator,
+    *,
+    is_repeated: bool,
+) -> Mended:
     """Repair what is about to happen."""
     event = step.now[0]
     if isinstance(event, Call):
-        return mended_call(step, models, repeated, generator)
+        return mended_call(step, models, repeated, seen, generator)
     if isinstance(event, Norm):
         return mended_norm(step, models, is_repeated=is_repeated)
     if isinstance(event, Layer):

@@ -105,6 +105,19 @@ def uses_of(models: Models) -> Counter[tuple[type[Event], str]]:
     return Counter((type(events[0]), where_of(events[0], models)) for events in in_lockstep(models.small, [one]))
 
 
+def calls_of(uses: Mapping[tuple[type[Event], str], int]) -> Counter[str]:
+    """How often each parameter, or some rows of it, is seen to be used as a linear map.
+
+    >>> calls_of({(Call, "in[0:2]"): 1, (Call, "in[2:4]"): 1, (Norm, "mean"): 1})
+    Counter({'in': 2})
+    """
+    found: Counter[str] = Counter()
+    for (kind, where), count in uses.items():
+        if kind is Call:
+            found[where.partition("[")[0]] += count
+    return found
+
+
 def where_of(event: Event, models: Models) -> str:
     """The name of what the cut model is about to use."""
     if isinstance(event, Call):
