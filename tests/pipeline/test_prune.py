@@ -203,9 +203,9 @@ class _Elsewhere:
     scans: list[int]
 
     @contextmanager
-    def start(self, prober: Probe) -> Iterator[Measure]:
+    def start(self, prober: Probe, *, again: bool = False) -> Iterator[Measure]:
         self.scans.append(len(prober.groups))
-        with sc.SerialExecutor().start(prober) as measure:
+        with sc.SerialExecutor().start(prober, again=again) as measure:
             yield measure
 
 

@@ -17,6 +17,7 @@ from secateur.errors import ArgumentError, MetricError, WorkerError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.sensitivity import dispatch
+from secateur.sensitivity.activation_cache import ActivationCache
 from secateur.sensitivity.dispatch import Dispatcher, Terms
 from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.measure import Point, Tally, Unmeasured
@@ -58,12 +59,13 @@ class _Crew:
     messages: deque[tuple[int, Message]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.cache = ActivationCache(self.prober, 2**20)
         self.messages.extend((worker, Ready()) for worker in range(2))
 
     def give(self, worker: int, task: Task) -> None:
         self.tasks.append(task)
         if self.hangs not in [(known.group, known.width) for known in task.points]:
-            tally = work(self.prober, task, lambda message: self.messages.append((worker, message)))
+            tally = work(self.prober, self.cache, task, lambda message: self.messages.append((worker, message)))
             self.messages.append((worker, Done(tally)))
 
     def hear(self, within_s: float) -> tuple[int, Message] | None:
@@ -91,7 +93,7 @@ class _Inline:
     crews: list[_Crew] = field(default_factory=list)
 
     @contextmanager
-    def start(self, prober: Probe) -> Iterator[Dispatcher]:
+    def start(self, prober: Probe, *, again: bool = False) -> Iterator[Dispatcher]:
         def muster() -> _Crew:
             self.crews.append(_Crew(prober, self.hangs))
             return self.crews[-1]
@@ -259,7 +261,7 @@ def test_nobody_waits_for_ever_where_no_worker_gets_ready() -> None:
     executor = _Inline()
 
     @contextmanager
-    def start(prober: Probe) -> Iterator[Dispatcher]:
+    def start(prober: Probe, *, again: bool = False) -> Iterator[Dispatcher]:
         crew = _Crew(prober)
         crew.messages.clear()
         yield Dispatcher(prober, lambda: crew, Terms(2, 0, None, 5.0))

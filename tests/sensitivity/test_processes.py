@@ -59,7 +59,7 @@ class _Spy:
     probes: list[Probe]
 
     @contextmanager
-    def start(self, prober: Probe) -> Iterator[Dispatcher]:
+    def start(self, prober: Probe, *, again: bool = False) -> Iterator[Dispatcher]:
         def muster() -> NoReturn:
             raise _EnoughError
 

@@ -109,7 +109,7 @@ class Tally:
         replayed: of those measured, from the first operator that a change reaches.
         why: some were not replayed; else empty.
         unmeasured: points that were given up; they are missing in the curves.
-        walked: samples for which the program was walked from its start, once for all points.
+        walked: samples for which some of the program was walked, once for all points together.
     """
 
     measured: int = 0

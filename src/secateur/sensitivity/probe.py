@@ -1,7 +1,7 @@
 """Silence units, run what follows on validation data, and compare sample by sample."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.data import Batch, Batches, to_device
+from secateur.data import Batch, Batches
 from secateur.errors import ArgumentError, SurgeryError
 from secateur.graph.copies import copy_of
 from secateur.graph.trace import Program, named_state
-from secateur.measures.evaluate import device_of, evaluate, sample_values
+from secateur.measures.evaluate import evaluate, sample_values
 from secateur.measures.metrics import Metric, PerSample, paired
 from secateur.sensitivity.after import After, InPlace, name_of
-from secateur.sensitivity.replay import Change, Replay
+from secateur.sensitivity.replay import Change, Kept, Replay
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked_tensors
 from secateur.surgery.plan import Plan, Scores, plan_widths
@@ -58,17 +58,19 @@ class Probe:
     others: tuple[Metric, ...] = ()
     after: After | InPlace | None = None
 
-    def values(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation | Exception]]:
+    def values(
+        self, plans: Sequence[Plan], batch: Batch, kept: Kept | None = None
+    ) -> Iterator[tuple[int, Evaluation | Exception]]:
         """What the model gives on a batch with each of `plans`, by replay: (position in `plans`, values or why none).
 
         Args:
             plans: each by itself; of exact groups, which masking serves.
-            batch: on any device, of a kind that the replay does not refuse.
+            batch: on the device of the model, of a kind that the replay does not refuse.
+            kept: by earlier walks over this batch.
         """
         assert self.replay is not None
-        moved = to_device(batch, device_of(self.model))
-        for number, outputs in self.replay.outputs(moved, [self.change(plan) for plan in plans]):
-            yield number, outputs if isinstance(outputs, Exception) else self._valued(outputs, moved)
+        for number, outputs in self.replay.outputs(batch, [self.change(plan) for plan in plans], kept):
+            yield number, outputs if isinstance(outputs, Exception) else self._valued(outputs, batch)
 
     def _valued(self, outputs: Any, batch: Batch) -> Evaluation | Exception:
         try:
@@ -80,10 +82,12 @@ class Probe:
     def change(self, plan: Plan) -> Change:
         """What masking by `plan` changes, and what makes up for it."""
         touched = [group for group in self.groups if group.name in plan.keep]
-        names = {s.parameter for group in touched for s in group.slices if s.masked}
-        if isinstance(self.after, InPlace):
-            names |= self.after.changed(touched)
-        return Change(names, partial(self.tensors, plan))
+        return Change(self.changed(touched), partial(self.tensors, plan))
+
+    def changed(self, groups: Sequence[Group]) -> AbstractSet[str]:
+        """The names of the tensors that are other ones without some units of these groups."""
+        names = {s.parameter for group in groups for s in group.slices if s.masked}
+        return names | self.after.changed(groups) if isinstance(self.after, InPlace) else names
 
     def tensors(self, plan: Plan) -> Mapping[str, Tensor]:
         """The tensors that are other ones without what the plan removes."""

@@ -12,7 +12,7 @@ import torch
 
 from secateur.errors import ArgumentError, WorkerError
 from secateur.sensitivity.dispatch import Crew, Dispatcher, Terms
-from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.executor import Measure, check_cache, new_cache
 from secateur.sensitivity.measure import reason_of
 from secateur.sensitivity.parcel import Mail, posted
 from secateur.sensitivity.probe import Probe
@@ -38,6 +38,8 @@ class ProcessExecutor:
             second that it goes on, but not while the model runs one batch for one point, or that point is retrained.
             None: 20 times the longest silence so far, at least five minutes; an hour until a worker was heard.
         patience_s: how long to wait for a first worker when none is at work.
+        cache_bytes: of activations that each process keeps from task to task, see `ActivationCache`; 0 = none, and
+            None: its part of a quarter of the free memory.
 
     >>> ProcessExecutor(4).threads
     1
@@ -48,13 +50,15 @@ class ProcessExecutor:
     retries: int = 2
     silence_limit_s: float | None = None
     patience_s: float = 300.0
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_counts(self.workers, self.threads, self.retries)
+        check_cache(self.cache_bytes)
         check_times(self.silence_limit_s, self.patience_s)
 
     @contextmanager
-    def start(self, prober: Probe) -> Iterator[Measure]:
+    def start(self, prober: Probe, *, again: bool = False) -> Iterator[Measure]:
         """Start the processes when there is something to measure; they end with the context.
 
         What is then called raises these.
@@ -68,7 +72,7 @@ class ProcessExecutor:
 
             def muster() -> Crew:
                 mail = stack.enter_context(posted(packed_parts(prober)))
-                return stack.enter_context(closing(_Processes(mail, self.workers, self.threads)))
+                return stack.enter_context(closing(_Processes(mail, self.workers, self.threads, self.cache_bytes)))
 
             yield Dispatcher(prober, muster, Terms(self.workers, self.retries, self.silence_limit_s, self.patience_s))
 
@@ -94,8 +98,8 @@ def check_times(silence_limit_s: float | None, patience_s: float) -> None:
 class _Processes:
     """A crew of processes, one pipe each."""
 
-    def __init__(self, mail: Mail, count: int, threads: int) -> None:
-        self._sent = mail, threads
+    def __init__(self, mail: Mail, count: int, threads: int, cache_bytes: int | None) -> None:
+        self._sent = mail, threads, cache_bytes, count
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, BaseProcess] = {}
         self._pipes: dict[int, Connection] = {}
@@ -190,13 +194,14 @@ def _ending(code: int | None) -> str:
     return f"signal {known.get(-code, -code)}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
 
-def _serve(pipe: Connection, mail: Mail, threads: int) -> None:
+def _serve(pipe: Connection, mail: Mail, threads: int, cache_bytes: int | None, sharing: int) -> None:
     """The life of a worker process."""
     # Ctrl-C reaches all processes; the one that started the others ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
         prober = probe_of(mail.open())
+        cache = new_cache(prober, cache_bytes, sharing)
     except Exception as error:
         pipe.send(_Unfit(reason_of(error)))
         return
@@ -205,7 +210,7 @@ def _serve(pipe: Connection, mail: Mail, threads: int) -> None:
         while True:
             task = pipe.recv()
             try:
-                pipe.send(Done(work(prober, task, pipe.send)))
+                pipe.send(Done(work(prober, cache, task, pipe.send)))
             except BrokenPipeError:
                 raise
             except Exception as error:

@@ -13,7 +13,7 @@ import torch
 
 from secateur.errors import MissingExtraError, WorkerError
 from secateur.sensitivity.dispatch import Crew, Dispatcher, Terms
-from secateur.sensitivity.executor import Measure
+from secateur.sensitivity.executor import Measure, check_cache, new_cache
 from secateur.sensitivity.measure import reason_of
 from secateur.sensitivity.parcel import Memory, Parcel, unpack
 from secateur.sensitivity.probe import Probe
@@ -44,6 +44,7 @@ class RayExecutor:
         retries: of a point whose measurement raises, ends its worker or hangs, before it is given up and reported.
         patience_s: how long to wait for a first worker when none is at work.
         silence_limit_s: see `ProcessExecutor`.
+        cache_bytes: see `ProcessExecutor`; all workers may be on one machine.
 
     >>> RayExecutor(workers=4).cpus
     1.0
@@ -57,13 +58,15 @@ class RayExecutor:
     retries: int = 2
     patience_s: float = 300.0
     silence_limit_s: float | None = None
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_counts(self.workers, self.threads, self.retries)
+        check_cache(self.cache_bytes)
         check_times(self.silence_limit_s, self.patience_s)
 
     @contextmanager
-    def start(self, prober: Probe) -> Iterator[Measure]:
+    def start(self, prober: Probe, *, again: bool = False) -> Iterator[Measure]:
         """Start the actors when there is something to measure; they end with the context.
 
         What is then called raises these.
@@ -116,7 +119,7 @@ class _Actors:
     def __init__(self, ray: Any, executor: RayExecutor, prober: Probe) -> None:
         self._ray = ray
         parcel = packed_parts(prober, ray.cloudpickle.CloudPickler)
-        self._sent = ray.put((parcel.body, parcel.memories)), executor.threads
+        self._sent = ray.put((parcel.body, parcel.memories)), executor
         self._kind = ray.remote(num_cpus=executor.cpus, num_gpus=executor.gpus)(_Host)
         self._actors: dict[int, Any] = {}
         self._making_ready: dict[Any, int] = {}
@@ -188,17 +191,18 @@ class _Actors:
 class _Host:
     """The actor."""
 
-    def __init__(self, sent: tuple[bytes, Sequence[Memory]], threads: int) -> None:
-        self._sent, self._threads = sent, threads
+    def __init__(self, sent: tuple[bytes, Sequence[Memory]], executor: RayExecutor) -> None:
+        self._sent, self._executor = sent, executor
 
     def make_ready(self) -> Ready:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._executor.threads)
         parts = unpack(Parcel(self._sent[0], tuple(self._sent[1])))
         for module in parts["the model"].modules():
             # The object store cannot be written to; a forward pass may write to buffers.
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.clone())
         self._prober = probe_of(parts)
+        self._cache = new_cache(self._prober, self._executor.cache_bytes, self._executor.workers)
         return Ready()
 
     def measure(self, task: Task) -> Iterator[Message]:
@@ -207,9 +211,9 @@ class _Host:
         messages: Queue[Message] = Queue(1)
 
         def run() -> None:
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(self._executor.threads)
             try:
-                messages.put(Done(work(self._prober, task, messages.put)))
+                messages.put(Done(work(self._prober, self._cache, task, messages.put)))
             except Exception as error:
                 messages.put(Failed(reason_of(error)))
 

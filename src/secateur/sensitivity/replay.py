@@ -2,15 +2,15 @@
 
 What comes before the first operator that reads a changed tensor is what it was. So the program is walked once
 for all changes; where one of them begins to matter, the walk stops, the rest is run with the changed tensors on
-what is alive there, and the walk goes on. No activation is computed twice, and none is kept longer than one walk
-and one run need it: there is no cache to bound. The model is neither copied nor changed, and all that varies
-is local to a call, so threads may share a `Replay`.
+what is alive there, and the walk goes on. No activation is computed twice in a walk, and none is held longer than
+that walk and one run need it, but for those that the caller keeps for later walks over the same batch (`Kept`). The
+model is neither copied nor changed, and all that varies is local to a call, so threads may share a `Replay`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,6 +37,33 @@ class Change:
 
     names: AbstractSet[str]
     tensors: Callable[[], Mapping[str, Tensor]]
+
+
+class Kept(Protocol):
+    """Activations that walks over one batch found alive at some positions of the program."""
+
+    @property
+    def cuts(self) -> AbstractSet[int]:
+        """The positions at which they may be kept."""
+
+    def latest(self, position: int) -> tuple[int, Environment] | None:
+        """The last position up to this one at which they are kept, and what is."""
+
+    def offer(self, position: int, alive: Environment) -> bool:
+        """Told of what is alive at a position that was walked to; whether it is kept."""
+
+
+class Nothing:
+    """Keeps nothing."""
+
+    cuts: AbstractSet[int] = frozenset()
+
+    def latest(self, position: int) -> None:
+        """Nothing."""
+
+    def offer(self, position: int, alive: Environment) -> bool:
+        """No."""
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +96,7 @@ class Replay:
         layout = pytree.tree_structure((program.args, dict(program.kwargs)))
         return Replay(program.model, module.graph, layout, program.out_spec, module)
 
-    def outputs(self, batch: Batch, changes: Sequence[Change]) -> Iterator[tuple[int, Any]]:
+    def outputs(self, batch: Batch, changes: Sequence[Change], kept: Kept | None = None) -> Iterator[tuple[int, Any]]:
         """What the model gives with each of `changes`, as (position in `changes`, outputs), in order of the program.
 
         Where a change makes the program raise, the exception takes the place of the outputs, and the others go on.
@@ -77,25 +104,41 @@ class Replay:
         Args:
             batch: on the device of the model.
             changes: each by itself; one that changes nothing gives what the model gives.
+            kept: by earlier walks over this batch.
 
         Raises:
             SurgeryError: the arguments are laid out in another way than those the program was traced with.
         """
-        with torch.no_grad():
-            walked = self._start(batch)
-            fixed = _storages(walked)
         first = [self.first(change.names) for change in changes]
-        at = 0
-        for number in sorted(range(len(changes)), key=first.__getitem__):
+        order = sorted(range(len(changes)), key=first.__getitem__)
+        walk = self.walk(batch, [first[number] for number in order], kept or Nothing())
+        for number, walked in zip(order, walk, strict=True):
             # Not around the yield: the caller's code would run without gradients too.
             with torch.no_grad():
-                self._run(walked, fixed, at, first[number])
-                at = first[number]
                 try:
-                    found = self._rest(walked, at, changes[number])
+                    found = self._rest(walked, first[number], changes[number])
                 except Exception as error:
                     found = error
             yield number, found
+
+    def walk(self, batch: Batch, positions: Sequence[int], kept: Kept) -> Iterator[Environment]:
+        """What is alive before the call at each of `positions`, which ascend; not to be written to."""
+        with torch.no_grad():
+            begun = self._start(batch)
+            walked, fixed, at = dict(begun), _storages(begun), 0
+        for position in positions:
+            with torch.no_grad():
+                known = kept.latest(position)
+                if known is not None and known[0] > at:
+                    at, alive = known
+                    walked, fixed = {**begun, **alive}, _storages(begun) | _storages(alive)
+                for stop in sorted({cut for cut in kept.cuts if at < cut < position} | {position} - {at}):
+                    self._run(walked, fixed, at, stop)
+                    at = stop
+                    alive = {node: value for node, value in walked.items() if begun.get(node, walked) is not value}
+                    if kept.offer(at, alive):
+                        fixed |= _storages(alive)
+            yield walked
 
     def refusal(self, batch: Batch) -> str:
         """Why the program does not serve batches like this one; empty if it gives what the model does."""

@@ -6,13 +6,15 @@ from contextlib import closing
 import numpy as np
 
 from secateur.progress import Advance
+from secateur.sensitivity.activation_cache import ActivationCache
 from secateur.sensitivity.after import name_of
 from secateur.sensitivity.failures import across_groups, shared_reason, untried
 from secateur.sensitivity.measure import Board, Point, PointStore, Tally, loss_damage, measure, metric_damage
+from secateur.sensitivity.memory import quarter_of_free_memory
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing, Side, side
 from secateur.sensitivity.runners import Alone, Together
-from secateur.sensitivity.stages import Samples, Stage, as_it_comes, drawn, quarter_of_free_memory
+from secateur.sensitivity.stages import Samples, Stage, as_it_comes, drawn
 from secateur.sensitivity.values import unseen
 from secateur.types import Floats
 
@@ -24,11 +26,13 @@ def run_points(
     boundaries: Sequence[float],
     store: PointStore | None,
     advance: Advance,
+    *,
+    cache: ActivationCache | None = None,
 ) -> Tally:
     """Fill in points; with `racing` each stops when it is clear of all `boundaries`.
 
-    Points that silence units go through the data together; each other one by itself, with a model of its own.
-    Those that raise are named in the tally, and nothing is known of them.
+    Points that silence units go through the data together, from the activations that `cache` has; each other one by
+    itself, with a model of its own. Those that raise are named in the tally, and nothing is known of them.
     """
     samples = len(prober.baseline.loss)
     order = racing.order(samples) if racing is not None else np.arange(samples)
@@ -44,7 +48,9 @@ def run_points(
         return racing is not None and _is_clear(prober, point, racing, order, boundaries)
 
     masked = [point for point in points if prober.is_masked(point.group)]
-    total = measure(masked, stages(), Together(prober), board, store=store, stopped=stopped)
+    total = measure(
+        masked, stages(), Together(prober, cache or ActivationCache(prober, 0)), board, store=store, stopped=stopped
+    )
     after = name_of(prober.after)
     why = f"points are measured after {after}" if after else "groups that are not exact are cut"
     # Each may take long, so that all fail alike should show early.

@@ -9,8 +9,9 @@ from torch.utils import _pytree as pytree
 
 from secateur.data import Batch, to_device
 from secateur.measures.evaluate import device_of
+from secateur.sensitivity.activation_cache import ActivationCache
 from secateur.sensitivity.probe import Probe
-from secateur.sensitivity.stages import Stage
+from secateur.sensitivity.stages import Samples, Stage
 from secateur.sensitivity.values import fill
 from secateur.surgery.plan import Plan
 from secateur.types import Evaluation
@@ -28,12 +29,12 @@ class Runner(Protocol):
     Attributes:
         replayed: samples times points that were run from the first operator that a change reaches.
         why: some were not; else empty.
-        walked: samples for which the program was walked from its start, for all points together.
+        walked: samples for which some of the program was walked, once for all points together.
     """
 
     @property
     def walked(self) -> int:
-        """Samples for which the program was walked from its start, for all points together."""
+        """Samples for which some of the program was walked, once for all points together."""
 
     @property
     def replayed(self) -> int:
@@ -82,8 +83,8 @@ class Alone:
 class Together:
     """Runs points that silence units, by replay where it serves, else by the whole model."""
 
-    def __init__(self, prober: Probe) -> None:
-        self.prober = prober
+    def __init__(self, prober: Probe, cache: ActivationCache) -> None:
+        self.prober, self.cache = prober, cache
         self.replayed = self.walked = 0
         self.why = prober.why
         self._refusals: dict[Any, str] = {}
@@ -96,7 +97,7 @@ class Together:
             where = stage.samples[start : start + batch.size]
             start += batch.size
             left = [number for number in range(len(wanted)) if number not in failed]
-            for at, found in self._outcomes([wanted[number][0] for number in left], batch):
+            for at, found in self._outcomes([wanted[number][0] for number in left], batch, where):
                 if isinstance(found, Exception):
                     failed[left[at]] = found
                 else:
@@ -104,16 +105,20 @@ class Together:
                     ran(batch.size)
         return failed
 
-    def _outcomes(self, plans: Sequence[Plan], batch: Batch) -> Iterator[tuple[int, Evaluation | Exception]]:
-        refusal = self._refusal(batch)
+    def _outcomes(
+        self, plans: Sequence[Plan], batch: Batch, samples: Samples
+    ) -> Iterator[tuple[int, Evaluation | Exception]]:
+        moved = to_device(batch, device_of(self.prober.model))
+        refusal = self._refusal(moved)
         if refusal:
             self.why = refusal
             yield from ((number, self._whole(plan, batch)) for number, plan in enumerate(plans))
             return
-        self.walked += batch.size
-        for number, found in self.prober.values(plans, batch):
+        kept = self.cache.of(moved, samples)
+        for number, found in self.prober.values(plans, moved, kept):
             self.replayed += batch.size * (not isinstance(found, Exception))
             yield number, found
+        self.walked += batch.size * kept.walked
 
     def _whole(self, plan: Plan, batch: Batch) -> Evaluation | Exception:
         try:
@@ -131,6 +136,5 @@ class Together:
             for leaf in pytree.tree_leaves((batch.args, batch.kwargs))
         )
         if outline not in self._refusals:
-            moved = to_device(batch, device_of(self.prober.model))
-            self._refusals[outline] = self.prober.replay.refusal(moved)
+            self._refusals[outline] = self.prober.replay.refusal(batch)
         return self._refusals[outline]

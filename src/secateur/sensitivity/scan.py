@@ -153,7 +153,7 @@ def measure_curves(
     bisect = racing is not None and racing.bisect
     count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
     stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.loss))
-    with stage as advance, chosen.start(prober) as measure:
+    with stage as advance, chosen.start(prober, again=bisect or deepen is not None) as measure:
         points = [point for own in levels.values() for point in own]
         run = Patient(points, lambda asked, boundaries: measure(asked, racing, boundaries, store, advance))
         if racing is not None and racing.bisect:
@@ -178,8 +178,8 @@ def measure_curves(
 def chosen_executor(workers: int, executor: Executor | None) -> Executor:
     """The executor that is meant by these two arguments of `scan`.
 
-    >>> chosen_executor(2, None), chosen_executor(1, None)
-    (ProcessExecutor(workers=2, threads=1, retries=2, silence_limit_s=None, patience_s=300.0), SerialExecutor())
+    >>> chosen_executor(1, None), chosen_executor(2, None).workers
+    (SerialExecutor(cache_bytes=None), 2)
     """
     if executor is None:
         return SerialExecutor() if workers == 1 else ProcessExecutor(workers)

@@ -1,6 +1,5 @@
 """Validation data in stages: as it comes, or in a fixed random order under a bound on memory."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,14 +67,6 @@ def drawn(data: Batches, order: Samples, size: int, memory_bytes: int) -> Iterat
             yield Stage(parts[done + number], tuple(_joined(pieces)))
             held[number] = []
         done += len(held)
-
-
-def quarter_of_free_memory() -> int:
-    """A quarter of the bytes that are free now; a quarter of a GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError, AttributeError):
-        return 2**28
 
 
 def _bytes(batch: Batch) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur.errors import ArgumentError
 from secateur.graph.trace import trace
+from secateur.sensitivity.activation_cache import ActivationCache
 from secateur.sensitivity.measure import Point, Tally, make_point
 from secateur.sensitivity.parcel import Parcel, pack
 from secateur.sensitivity.probe import Probe, probe
@@ -145,11 +146,11 @@ def probe_of(parts: Mapping[str, Any]) -> Probe:
     )  # fmt: skip
 
 
-def work(prober: Probe, task: Task, send: Callable[[Alive | Measured], None]) -> Tally:
+def work(prober: Probe, cache: ActivationCache, task: Task, send: Callable[[Alive | Measured], None]) -> Tally:
     """Measure the points of a task, sending what is known of each as it becomes known."""
     groups = {group.name: group for group in prober.groups}
     points = [_point(prober, groups, known, position) for position, known in enumerate(task.points)]
-    tally = run_points(prober, points, task.racing, task.boundaries, _Outbox(send), _Pulse(send))
+    tally = run_points(prober, points, task.racing, task.boundaries, _Outbox(send), _Pulse(send), cache=cache)
     # Errors are not always such as can be sent.
     return replace(tally, unmeasured=tuple(replace(one, error=None) for one in tally.unmeasured))
 
