@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,17 +17,19 @@ import secateur as sc
 from secateur.errors import ArgumentError, MetricError, WorkerError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
+from secateur.progress import Advance
 from secateur.sensitivity import dispatch
 from secateur.sensitivity.activation_cache import ActivationCache
 from secateur.sensitivity.dispatch import Dispatcher, Terms
 from secateur.sensitivity.executor import Executor, SerialExecutor
-from secateur.sensitivity.measure import Point, Tally, Unmeasured
+from secateur.sensitivity.measure import Board, Point, Tally, Unmeasured
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan
 from secateur.sensitivity.scan import scan
 from secateur.sensitivity.silence import FIRST_LIMIT_S, Silences
 from secateur.sensitivity.worker import Done, Message, Ready, Task, work
+from secateur.storage.curve_store import CurveStore
 from secateur.surgery.mask import mask
 from secateur.surgery.plan import Plan, plan_widths
 from secateur.types import Evaluation, Status
@@ -221,6 +224,21 @@ def test_an_error_of_all_points_is_raised_before_all_are_tried(
         assert "in fails" in where and "no point could be measured" in note
 
 
+def test_what_a_store_has_is_shown_as_done_by_workers_too(tmp_path: Path) -> None:
+    shown: list[tuple[int, str]] = []
+
+    @contextmanager
+    def stage(name: str, total: int | None) -> Iterator[Advance]:
+        yield lambda steps=1, note="": shown.append((steps, note))
+
+    progress = SimpleNamespace(stage=stage)
+    with CurveStore.open(tmp_path / "points") as store:
+        scan(*setting(), **METRIC, racing=Racing((0.9,), error=0.5, clip=1.0, stage=20), store=store)
+        whole = scan(*setting(), **METRIC, executor=_Inline(), store=store, progress=progress)
+    assert 0 < whole.tally.stored == shown[1][0]
+    assert sum(steps for steps, _ in shown) == 15 * 60 and shown[-1][1] == "15 of 15 points"
+
+
 def test_an_argument_error_is_no_points_doing() -> None:
     seen: list[int] = []
 
@@ -297,7 +315,7 @@ def test_a_point_that_a_worker_did_not_try_is_handed_out_again() -> None:
     group = setting()[1][0]
     values = [Evaluation(np.full(3, np.nan), np.full(3, np.nan)) for _ in range(2)]
     points = [Point(group, width, Plan({}, {}), str(width), own) for width, own in zip((3, 2), values, strict=True)]
-    desk = dispatch._Desk(points, 0, 0, None, lambda steps=1, note="": None, deque())
+    desk = dispatch._Desk(points, 0, 0, None, Board(2, 3, lambda steps=1, note="": None), deque())
     desk.given[0] = dispatch._Job(points)
     failed = Unmeasured(group.name, 3, 1, "it raised"), Unmeasured(group.name, 2, 0, "as another did")
     desk.close(0, Tally(unmeasured=failed))

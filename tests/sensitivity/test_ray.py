@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import killable
 import saboteurs
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
@@ -81,6 +82,12 @@ def test_a_cluster_of_its_own_gives_what_one_process_gives(ray: ModuleType, raci
     two = scan(*job, sparsities=SPARSITIES, racing=racing, executor=RayExecutor(2))
     assert two.tally.measured == one.tally.measured > 0 and two.tally.stopped == one.tally.stopped
     assert not ray.is_initialized()
+    same_curves(one, two)
+
+
+def test_a_cluster_measures_on_after_a_race_as_one_process_does(ray: ModuleType) -> None:
+    one, two = killable.deepened(), killable.deepened(executor=RayExecutor(2))
+    assert two.tally.measured == one.tally.measured and two.tally.stopped == one.tally.stopped
     same_curves(one, two)
 
 

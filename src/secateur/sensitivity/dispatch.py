@@ -11,7 +11,7 @@ from typing import Protocol
 from secateur.errors import WorkerError
 from secateur.progress import Advance
 from secateur.sensitivity.failures import shared_reason, untried
-from secateur.sensitivity.measure import Point, PointStore, Tally, Unmeasured, forget
+from secateur.sensitivity.measure import Board, Point, PointStore, Tally, Unmeasured, forget
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.run import unsettled
@@ -78,7 +78,7 @@ class _Desk:
         known: samples of them.
         retries: of a point that fails.
         store: where to keep what comes back.
-        advance: told of it.
+        board: shows it.
         waiting: not handed out.
         given: worker -> what it has.
         failed: every failure of a single point, also where it is tried again.
@@ -89,7 +89,7 @@ class _Desk:
     known: int
     retries: int
     store: PointStore | None
-    advance: Advance
+    board: Board
     waiting: deque[_Job]
     given: dict[int, _Job] = field(default_factory=dict)
     failed: list[Unmeasured] = field(default_factory=list)
@@ -101,7 +101,7 @@ class _Desk:
         before = point.seen
         fill_in(point, found, self.store)
         self.known += point.seen - before
-        self.advance(point.seen - before, point.group.name)
+        self.board.show(point.seen - before)
 
     def close(self, worker: int, tally: Tally) -> None:
         """A worker is done with its points, but for those that it could not measure."""
@@ -110,7 +110,7 @@ class _Desk:
         for point in job.points:
             one = reasons.get((point.group.name, point.width))
             if one is None:
-                self.advance(len(point.values.loss) - point.seen, point.group.name)
+                self.board.finish([point], point.seen)
             elif one.attempts:
                 self._failed(_Job([point], job.failures if len(job.points) == 1 else 0), one.reason)
             else:
@@ -148,7 +148,7 @@ class _Desk:
 
     def _give_up(self, point: Point, why: Unmeasured) -> None:
         self.given_up[point.key] = why
-        self.advance(len(point.values.loss) - point.seen, point.group.name)
+        self.board.lose([point], point.seen)
         forget(point)
 
 
@@ -187,10 +187,12 @@ class Dispatcher:
             WorkerError: all workers are lost, or none gets ready.
         """
         stored = sum(point.seen for point in points)
+        board = Board(len(points), len(self.prober.baseline.loss), advance)
         wanting = unsettled(self.prober, points, racing, boundaries)
-        advance(len(self.prober.baseline.loss) * (len(points) - len(wanting)), f"{len(wanting)} points to measure")
+        board.finish([point for point in points if point not in wanting], 0)
+        board.show(sum(point.seen for point in wanting))
         jobs = deque(_Job(part) for part in parts_of(wanting, self.terms.workers * TASKS_PER_WORKER))
-        desk = _Desk(points, stored, self.terms.retries, store, advance, jobs)
+        desk = _Desk(points, stored, self.terms.retries, store, board, jobs)
         replayed = Tally()
         while desk.waiting or desk.given:
             doubt = desk.doubt()
@@ -203,7 +205,7 @@ class Dispatcher:
                 replayed += self._act(desk, worker, message)
         seen = sum(point.seen for point in points)
         return Tally(
-            measured=seen - stored,
+            measured=desk.known - stored,
             stored=stored,
             stopped=(len(points) - len(desk.given_up)) * len(self.prober.baseline.loss) - seen,
             replayed=replayed.replayed,

@@ -1,8 +1,6 @@
 """Curves: damage against sparsity for every group, measured on validation data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from secateur.data import BatchFn, as_batches
@@ -14,6 +12,7 @@ from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.after import After, InPlace, name_of
 from secateur.sensitivity.bisection import bisect as halve
 from secateur.sensitivity.curves import metric_curves, others_of
+from secateur.sensitivity.deepening import Deepen, deepened
 from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.failures import Patient
 from secateur.sensitivity.keys import context_key, known_baseline
@@ -25,12 +24,9 @@ from secateur.sensitivity.result import Scan, Surrogate
 from secateur.sensitivity.run import is_within
 from secateur.sensitivity.slices import Slices, labels_of
 from secateur.surgery.plan import Scores, kept_width
-from secateur.types import Curves, Group
+from secateur.types import Group
 
 Run = Callable[[Sequence[Point], Sequence[float]], Tally]
-
-Deepen = Callable[[Curves], Mapping[tuple[str, int], int]]
-"""Curves so far -> samples that points should have, by group name and width; none where all have enough."""
 
 Sparsities = Sequence[float] | Mapping[str, Sequence[float]]
 
@@ -150,18 +146,19 @@ def measure_curves(
         for name, widths in _levels(prober.groups, sparsities).items()
     }
     most = max(map(len, levels.values()), default=0)
-    bisect = racing is not None and racing.bisect
-    count = len(levels) * most.bit_length() if bisect else sum(map(len, levels.values()))
-    stage = (progress or NoProgress()).stage("sensitivity", count * len(prober.baseline.loss))
-    with stage as advance, chosen.start(prober, again=bisect or deepen is not None) as measure:
-        points = [point for own in levels.values() for point in own]
-        run = Patient(points, lambda asked, boundaries: measure(asked, racing, boundaries, store, advance))
-        if racing is not None and racing.bisect:
-            tally = _bisected(prober, levels, racing, surrogate or {}, run)
-        else:
-            tally = run(points, racing.boundaries if racing else ())
+    rounds = most.bit_length() * len(racing.boundaries) if racing is not None and racing.bisect else 0
+    count = len(levels) * rounds if rounds else sum(map(len, levels.values()))
+    shown = progress or NoProgress()
+    with chosen.start(prober, again=rounds > 0 or deepen is not None) as measure:
+        with shown.stage("sensitivity", count * len(prober.baseline.loss)) as advance:
+            points = [point for own in levels.values() for point in own]
+            run = Patient(points, lambda asked, boundaries: measure(asked, racing, boundaries, store, advance))
+            if racing is not None and racing.bisect:
+                tally = _bisected(prober, levels, racing, surrogate or {}, run)
+            else:
+                tally = run(points, racing.boundaries if racing else ())
         if racing is not None and deepen is not None:
-            tally = _deepened(prober, levels, tally, deepen, racing, partial(measure, store=store, advance=_in_silence))
+            tally = deepened(prober, levels, tally, deepen, racing, measure, store=store, progress=shown)
     others, tables = others_of(prober, levels, labels)
     return Scan(
         metric_curves(prober, levels, prober.metric),
@@ -207,40 +204,6 @@ def _bisected(
 
         halve({name: len(own) for name, own in levels.items()}, within, predicted)
     return total
-
-
-def _deepened(
-    prober: Probe,
-    levels: Mapping[str, Sequence[Point]],
-    tally: Tally,
-    deepen: Deepen,
-    racing: Racing,
-    measure: Callable[..., Tally],
-) -> Tally:
-    """Go on with the points that `deepen` asks for, those with the fewest samples first."""
-    points = {(name, point.width): point for name, own in levels.items() for point in own}
-    while True:
-        asked = deepen(metric_curves(prober, levels, prober.metric))
-        if unknown := sorted(asked.keys() - points.keys()):
-            raise ArgumentError(f"deepen= asks for {unknown[0]}, a group and width that are not among the points")
-        wanting = {place: samples for place, samples in asked.items() if 0 < points[place].seen < samples}
-        if not wanting:
-            return tally
-        least = min(wanting.values())
-        chosen = [points[place] for place in wanting if points[place].seen < least]
-        more = measure(chosen, replace(racing, least=least), racing.boundaries)
-        tally = replace(
-            tally,
-            measured=tally.measured + more.measured,
-            stopped=sum(len(point.values.loss) - point.seen for point in points.values() if point.seen),
-            replayed=tally.replayed + more.replayed,
-            walked=tally.walked + more.walked,
-            unmeasured=tuple(dict.fromkeys((*tally.unmeasured, *more.unmeasured))),
-        )
-
-
-def _in_silence(steps: int = 1, note: str = "") -> None:
-    """The race has shown these points as done."""
 
 
 def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[int, ...]]:
