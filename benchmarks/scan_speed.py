@@ -46,6 +46,9 @@ WAYS = ("racing", "racing, indifferent", BISECTED, *DEEPENED)
 BUDGETS = (0.9, 0.8, 0.7)
 """Fractions of the multiply-adds at which allocations are compared."""
 
+SEARCH = {"samples": 500, "measurements": 30}
+"""Of the local search from each allocation, chosen on the other half of the images."""
+
 INDIFFERENCE = {name: 3 / 8 if name in DEEPENED else 1 / 8 for name in WAYS if name != "racing"}
 """Of a tolerance: points this near may be taken for either side."""
 
@@ -213,12 +216,12 @@ class Bench:
             own["groups_with_the_same_threshold"] = float(np.mean([step == 0 for step in steps]))
             own["groups_within_one_step"] = float(np.mean([step <= 1 for step in steps]))
             if row["name"] != BISECTED and "joint" not in own:
-                own["joint"] = self.compared(reference, curves)
+                own["joint"] = self.compared(reference, curves, searched=row["name"] in DEEPENED)
         for own in ways.values():
             own |= {key: float(np.median(own[f"all_{key}"])) for key in TIMED}
             own["macs_ratio"] = base["macs"] / own["macs"]
         halves = [self.half(reference, part) for part in (0, 1)]
-        base["joint"] = self.compared(reference, reference)
+        base["joint"] = self.compared(reference, reference, searched=True)
         base["joint_of_halves"] = [self.compared(reference, half, ("loss",)) for half in halves]
         return {"exhaustive": base, **{name: ways[name] for name in (*WAYS, *ways) if name in ways}}
 
@@ -246,15 +249,18 @@ class Bench:
         }
         return Scan(curves, metric=self.metric.name)
 
-    def compared(self, reference: Scan, curves: Scan, by: Sequence[Of] = ("loss", "metric")) -> dict[str, Any]:
+    def compared(
+        self, reference: Scan, curves: Scan, by: Sequence[Of] = ("loss", "metric"), *, searched: bool = False
+    ) -> dict[str, Any]:
         """What allocations from curves lose at each budget, and how much more than those from the exhaustive scan."""
         found: dict[str, Any] = {}
         for macs in BUDGETS:
             for of in by[:1] if self.metric.name == "loss" else by:
-                widths = [
-                    sc.allocate(each, self.cost, sc.Budget(macs=macs), objective=sc.LeastDamage(of)).widths
+                allocations = [
+                    sc.allocate(each, self.cost, sc.Budget(macs=macs), objective=sc.LeastDamage(of))
                     for each in (reference, curves)
                 ]
+                widths = [allocation.widths for allocation in allocations]
                 (metric, loss), (own_metric, own_loss) = map(self.joint, widths)
                 alone = [
                     sum(c.loss_damage[c.widths.index(w[n])] for n, c in reference.items()) for w in widths
@@ -271,7 +277,29 @@ class Bench:
                         )
                     },
                 }
+                if searched and of == "loss":
+                    starts = zip(allocations, (reference, curves), strict=True)
+                    ends = [self.searched(start, each, sc.Budget(macs=macs)) for start, each in starts]
+                    (metric, loss), (own_metric, own_loss) = map(self.joint, ends)
+                    found[f"{macs:.0%}, by {of}"]["after local search"] = {
+                        "groups_with_the_same_width": sum(ends[0][n] == ends[1][n] for n in ends[0]),
+                        "widths": ends[1],
+                        self.metric.name: {"lost": _mean(own_metric), "more": _mean(own_metric - metric)},
+                        "loss": {"lost": _mean(own_loss), "more": _mean(own_loss - loss)},
+                    }
         return found
+
+    def searched(self, allocation: sc.Allocation, curves: Scan, budget: sc.Budget) -> Mapping[str, int]:
+        """Widths after a local search on the joint damage to the loss."""
+        drawn = np.random.default_rng(0).permutation(self.samples)[: SEARCH["samples"]]
+
+        def measure(widths: Mapping[str, int]) -> tuple[float, float]:
+            mean, error = _mean(self.prober.damage(widths, np.sort(drawn))[1])
+            return mean, error
+
+        return sc.refine(
+            allocation, curves, self.cost, budget, measure=measure, measurements=SEARCH["measurements"]
+        ).allocation.widths
 
     def joint(self, widths: Mapping[str, int]) -> tuple[Any, Any]:
         """Damage to metric and loss on each sample when all groups have these widths."""
@@ -329,6 +357,7 @@ def main() -> None:
         "groups": len(bench.groups),
         "sparsities": SPARSITIES,
         "racing": repr(job.rule),
+        "local_search": SEARCH,
         "threads": 1,
         "torch": torch.__version__,
         "machine": platform.machine(),

@@ -38,7 +38,7 @@ def walked_again(places: list[Place], cuts: tuple[int, ...]) -> float:
     return sum(p.work_s - max([reached[c] for c in cuts if c <= p.position], default=0.0) for p in places)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), min_size=1, max_size=7), st.integers(0, 90))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 200)), min_size=1, max_size=7), st.integers(0, 90))
 def test_no_other_cut_points_that_fit_leave_less_work(steps: list[tuple[int, int]], bound: int) -> None:
     work = np.cumsum([step for step, _ in steps])
     places = [Place(3 * k + 1, float(work[k]), size * bound / UNITS) for k, (_, size) in enumerate(steps)]
@@ -138,9 +138,12 @@ def test_what_is_kept_is_not_computed_again_and_nothing_beyond_the_memory_is_kep
             list(prober.replay.outputs(batch, changes[3:], kept))
         return counter.calls, kept.walked
 
-    room_for_one = ActivationCache(prober, 5 * 32)
-    room_for_one._cuts = frozenset({8})
-    assert [calls(room_for_one, SAMPLES) for _ in range(2)] == [(5, True), (1, False)]
+    # Each batch has its share, so that two of the four places are kept of all.
+    assert len(ActivationCache(prober, 2 * 5 * 32).of(batch, SAMPLES).cuts) == 2
+    for cut, second in ((6, (2, True)), (8, (1, False))):
+        room_for_one = ActivationCache(prober, 5 * 32)
+        room_for_one._cuts = frozenset({cut})
+        assert [calls(room_for_one, SAMPLES) for _ in range(2)] == [(5, True), second]
     # Other samples find no room left.
     assert [calls(room_for_one, SAMPLES + 5) for _ in range(2)] == [(5, True), (5, True)]
     assert room_for_one.left_bytes == 0

@@ -17,6 +17,7 @@ from secateur.data import Batch
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.replay import Environment
 from secateur.sensitivity.stages import Samples
+from secateur.types import Floats
 
 UNITS = 256
 """Into which memory is divided where cut points are chosen."""
@@ -59,14 +60,10 @@ def cut_points(places: Sequence[Place], bound_bytes: float) -> list[int]:
     before = np.zeros((len(places) + 1, UNITS + 1), dtype=np.int64)
     for last in range(1, len(places) + 1):
         own = taken[last - 1]
-        if own > UNITS:
-            continue
-        for earlier in range(last):
-            found = least[earlier, : UNITS + 1 - own] + _work_between(work, earlier, last)
-            better = found < least[last, own:]
-            least[last, own:][better] = found[better]
-            before[last, own:][better] = earlier
-    total = [least[last, UNITS] + _work_between(work, last, len(work)) for last in range(len(work))]
+        if own <= UNITS:
+            found = least[:last, : UNITS + 1 - own] + _work_between(work, last)[:, None]
+            least[last, own:], before[last, own:] = found.min(axis=0), found.argmin(axis=0)
+    total = least[:, UNITS] + _work_between(work, len(work))
     chosen, last, left = [], int(np.argmin(total)), UNITS
     while last:
         chosen.append(places[last - 1].position)
@@ -74,9 +71,11 @@ def cut_points(places: Sequence[Place], bound_bytes: float) -> list[int]:
     return chosen[::-1]
 
 
-def _work_between(work: np.ndarray[tuple[int], np.dtype[np.float64]], cut: int, stop: int) -> float:
-    """Of walks from a cut point to each place before `stop`."""
-    return float((work[cut + 1 : stop] - work[cut]).sum())
+def _work_between(work: Floats, stop: int) -> Floats:
+    """Of walks to each place before `stop` from the last cut point, for each that it may be."""
+    upto = np.concatenate([[0.0], np.cumsum(work[:stop])])
+    places = np.arange(1, stop + 1)
+    return np.asarray(upto[stop] - upto[places] - (stop - places) * work[:stop])
 
 
 def _units(size_bytes: float, bound_bytes: float) -> int:
@@ -138,7 +137,7 @@ class KeptBatch:
     def offer(self, position: int, alive: Environment) -> bool:
         """Keep what is alive at a position, if it is a cut point and there is room."""
         self.walked = True
-        if position not in self.cuts or position in self.alive:
+        if position not in self.cuts:
             return False
         size_bytes = bytes_of(alive)
         if size_bytes > self.cache.left_bytes:
