@@ -244,8 +244,11 @@ def test_where_and_how_far_is_measured_is_said_in_the_recipe(monkeypatch: pytest
     more = given("workers=3", "racing={stage: 100, least: 50, bisect: true}", "spend=sequence", "confidence=0.9")
     assert more["executor"] == sc.ProcessExecutor(3) and more["spend"] == "sequence" and more["confidence"] == 0.9
     assert more["racing"] == sc.Racing((more["tolerance"],), stage=100, least=50, bisect=True)
-    far = given("workers=3", "ray={address: auto, gpus: 0.5}", "racing.boundaries=[0.1]")
-    assert far["executor"] == sc.RayExecutor(3, "auto", gpus=0.5) and far["racing"] == sc.Racing((0.1,))
+    far = given("workers=3", "ray={address: auto, gpus: 0.5}", "racing.boundaries=[0.1]", "cache_bytes=7")
+    assert far["executor"] == sc.RayExecutor(3, "auto", gpus=0.5, cache_bytes=7)
+    assert far["racing"] == sc.Racing((0.1,))
+    assert given("cache_bytes=7")["executor"] == sc.SerialExecutor(7)
+    assert given("workers=2", "cache_bytes=7")["executor"] == sc.ProcessExecutor(2, cache_bytes=7)
 
 
 def test_a_scan_by_two_processes_prints_what_one_does(capsys, recipe: Path, tmp_path: Path) -> None:

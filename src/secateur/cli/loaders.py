@@ -177,11 +177,14 @@ def load_racing(recipe: Recipe) -> Racing | None:
 
 def load_executor(recipe: Recipe) -> Executor:
     """Where points are measured."""
+    silence_limit_s, cache_bytes = recipe.silence_limit_s, recipe.cache_bytes
     if recipe.ray is not None:
-        return RayExecutor(recipe.workers, silence_limit_s=recipe.silence_limit_s, **recipe.ray.model_dump())
+        return RayExecutor(
+            recipe.workers, silence_limit_s=silence_limit_s, cache_bytes=cache_bytes, **recipe.ray.model_dump()
+        )
     if recipe.workers > 1:
-        return ProcessExecutor(recipe.workers, silence_limit_s=recipe.silence_limit_s)
-    return SerialExecutor()
+        return ProcessExecutor(recipe.workers, silence_limit_s=silence_limit_s, cache_bytes=cache_bytes)
+    return SerialExecutor(cache_bytes)
 
 
 def load_retraining(recipe: Recipe) -> Retraining | None:

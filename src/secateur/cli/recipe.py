@@ -228,6 +228,7 @@ class Recipe(Part):
     racing: RacingPart | None = None
     workers: int = Field(1, ge=1)
     silence_limit_s: float | None = Field(None, ge=LEAST_LIMIT_S)
+    cache_bytes: int | None = Field(None, ge=0)
     ray: RayPart | None = None
 
     @model_validator(mode="after")
