@@ -1,7 +1,6 @@
 """What is kept of walks: the values stay the same bit for bit, memory is bounded, and the least work is left."""
 
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from secateur.errors import ArgumentError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
 from secateur.measures.metrics import resolve_loss, resolve_metric
-from secateur.sensitivity import executor as executor_module, memory
+from secateur.sensitivity import executor as executor_module
 from secateur.sensitivity.activation_cache import UNITS, ActivationCache, Place, bytes_of, cut_points, profile
 from secateur.sensitivity.executor import SerialExecutor
 from secateur.sensitivity.probe import Probe
@@ -198,17 +197,3 @@ def test_no_room_is_taken_where_samples_are_seen_once(setting, monkeypatch: pyte
 def test_a_cache_of_less_than_nothing_is_refused(executor) -> None:
     with pytest.raises(ArgumentError, match="cache_bytes=-1 must be at least 0"):
         executor(cache_bytes=-1)
-
-
-def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path) -> None:
-    assert memory._of_container(tmp_path) == []
-    two, one = (tuple(tmp_path / part for part in names) for names in memory.CONTAINER_FILES)
-    for folder in (two[0].parent, one[0].parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    two[0].write_text("max\n")
-    two[1].write_text("7\n")
-    assert memory._of_container(tmp_path) == []
-    two[0].write_text("100\n")
-    one[0].write_text("50\n")
-    one[1].write_text("60\n")
-    assert memory._of_container(tmp_path) == [93, 0]
