@@ -15,15 +15,17 @@ from secateur.data import Batch, as_batches
 from secateur.errors import ArgumentError
 from secateur.graph.groups import find_groups
 from secateur.graph.trace import trace
+from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.sensitivity import executor as executor_module
 from secateur.sensitivity.activation_cache import UNITS, ActivationCache, Place, bytes_of, cut_points, profile
-from secateur.sensitivity.executor import SerialExecutor
+from secateur.sensitivity.executor import SerialExecutor, new_cache
 from secateur.sensitivity.probe import Probe
 from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.replay import Replay
 from secateur.sensitivity.scan import scan
+from secateur.sensitivity.worker import Known, Task, work
 from secateur.surgery.plan import plan_widths
 from secateur.types import Evaluation
 
@@ -197,3 +199,23 @@ def test_no_room_is_taken_where_samples_are_seen_once(setting, monkeypatch: pyte
 def test_a_cache_of_less_than_nothing_is_refused(executor) -> None:
     with pytest.raises(ArgumentError, match="cache_bytes=-1 must be at least 0"):
         executor(cache_bytes=-1)
+
+
+def test_workers_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "quarter_of_free_memory", lambda device: 400)
+    prober = prober_of(*written())
+    assert new_cache(prober, None).left_bytes == 400 and new_cache(prober, None, 4).left_bytes == 100
+    assert new_cache(prober, 7, 4).left_bytes == 7
+
+
+def test_a_worker_starts_its_next_task_from_what_the_last_one_left(setting) -> None:
+    program, groups, scores, data = setting
+    found, metric, loss = as_batches(data, "d"), resolve_metric("accuracy"), resolve_loss("cross_entropy")
+    baseline = evaluate(program.model, found, metric=metric, loss=loss)
+    prober = Probe(program.model, groups, scores, found, metric, loss, baseline, program, Replay.of(program))
+    cache = ActivationCache(prober, GENEROUS)
+    walked = [
+        work(prober, cache, Task([Known(group.name, 4, None)], None, ()), lambda message: None).walked
+        for group in (groups[-1], *groups)
+    ]
+    assert walked == [600, 0, 0, 0, 0]
