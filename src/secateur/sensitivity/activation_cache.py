@@ -1,8 +1,8 @@
 """Activations at a few cut points of the program, from which later walks over the same samples start.
 
 A scan comes back to samples where it halves, where it goes on with some points after a race, and with each task of a
-worker. What it walked before need not be walked again as far as memory allows. The walk is part of what is kept, so
-the values are those of a walk from the start, bit for bit.
+worker. What it walked before need not be walked again as far as memory allows. What is kept was computed by a walk from
+the start, so that the values are those of one, bit for bit.
 """
 
 import time
