@@ -18,6 +18,8 @@ SecateurError
 Each message says what was given, what was needed, where, and the remedy.
 """
 
+import math
+
 
 class SecateurError(Exception):
     """Base of every error that secateur raises on purpose."""
@@ -73,3 +75,21 @@ class RecipeError(SecateurError, ValueError):
 
 class MissingExtraError(SecateurError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+def as_number(name: str, value: object) -> float:
+    """The value as a float, if it is a number.
+
+    Raises:
+        ArgumentError: it is NaN, a string, or anything else that is no number.
+
+    >>> as_number("tolerance", 1)
+    1.0
+    """
+    try:
+        found = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if math.isnan(found):
+        raise ArgumentError(f"{name}={value!r} must be a number")
+    return found

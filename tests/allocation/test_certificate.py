@@ -1,6 +1,7 @@
 """Certificates: sizes by full enumeration and simulation, against tests that must fail."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -137,8 +138,56 @@ def test_bounded_metrics_are_bet_on() -> None:
     assert betting_p_value(mixed, 1.0, found.bound, 1 - 0.95) <= ALPHA
 
 
+def test_zeros_and_ones_alone_do_not_make_a_metric_binary() -> None:
+    """A loss of 100 in one of a thousand samples: a drop of 0.1, which 500 samples miss six times in ten."""
+    rng = np.random.default_rng(3)
+    wrong = {name: 0 for name in ("bounds", "clip")}
+    for _ in range(60):
+        after = np.where(rng.random(500) < 0.001, 100.0, 0.0)
+        for name, more in (("bounds", {"bounds": (0, 100)}), ("clip", {"clip": 100.0})):
+            found = certify_paired(np.zeros(500), after, tolerance=0.09, higher_is_better=False, **more)
+            wrong[name] += found.certified
+            assert found.guarantee == "anytime"
+    assert max(wrong.values()) <= 60 * ALPHA
+    known, unknown = (certify_paired(*zero_one(500, 1, 0), tolerance=0.05, bounds=b) for b in ((0, 1), None))
+    assert known.guarantee == unknown.guarantee == "exact" and known.bound == unknown.bound
+    assert "either 0 or 1" in str(unknown) and "either 0 or 1" not in str(known)
+
+
+def test_before_and_after_are_means_of_what_is_counted() -> None:
+    documents = [0] * 9 + [1]
+    found = certify_paired(np.ones(10), np.array([1.0] * 9 + [0.0]), tolerance=None, documents=documents, bounds=(0, 1))
+    assert (found.before, found.after, found.drop) == (1.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"tolerance": "0.1"}, "tolerance='0.1' must be a number"),
+        ({"tolerance": math.nan}, "tolerance=nan must be a number"),
+        ({"confidence": "95%"}, "confidence='95%' must be a number"),
+        ({"confidence": 95}, "confidence=95 must lie"),
+        ({"clip": "a"}, "clip='a' must be a number"),
+        ({"bounds": 3}, "bounds=3 must be two finite numbers"),
+        ({"bounds": (1, 0)}, "the least value first"),
+    ],
+)
+def test_what_is_no_number_is_named(more, message) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        certify_paired(np.ones(10), np.ones(10), **{"tolerance": 0.1, **more})
+
+
+def test_changed_predictions_are_no_predictions() -> None:
+    for given in ([2, 0, 1], [0.5], [np.nan], ["a"]):
+        with pytest.raises(DataError):
+            certify_agreement(given, tolerance=0.1)
+    assert certify_agreement([1, 0, 0], tolerance=None).drop == pytest.approx(1 / 3)
+
+
 def test_bad_input() -> None:
     good = np.ones(10)
+    with pytest.raises(DataError, match="one number a sample"):
+        certify_paired(["a"], ["b"], tolerance=0.1)
     with pytest.raises(DataError, match="shapes"):
         certify_paired(good, np.ones(9), tolerance=0.1)
     with pytest.raises(DataError, match="dense model's test metric holds NaN"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import secateur as sc
+from secateur.pipeline.paired_values import own_order
 from secateur.storage.data_uses import USES
 
 
@@ -45,7 +46,7 @@ def test_it_is_the_paired_certificate_of_both_models_accuracies() -> None:
     found = sc.certify(model(10), model(16), batches(), tolerance=0.03)
     before, after = np.ones(SAMPLES), np.ones(SAMPLES)
     before[:10], after[:16] = 0, 0
-    assert found.parts == (sc.certify_paired(before, after, tolerance=0.03, metric="accuracy"),)
+    assert found.parts == (sc.certify_paired(before, after, tolerance=0.03, bounds=(0, 1), metric="accuracy"),)
     assert found.certified and found.level == pytest.approx(0.05) and found.number is None
     assert "not known whether these test data were used" in str(found) and "exchangeable" in str(found)
 
@@ -141,6 +142,71 @@ def test_a_second_use_of_the_test_data_is_refused(tmp_path: Path) -> None:
         with pytest.raises(sc.StoreError, match=r"used before.*accuracy within 0\.02 of a Lookup.*fresh test data"):
             sc.certify(model(), pruned, data, tolerance=tolerance, run_dir=tmp_path)
     assert sc.certify(model(), model(4), batches(offset=1), tolerance=0.02, run_dir=tmp_path).number == 1
+
+
+def probability() -> sc.Metric:
+    """Bounded, and not 0 or 1."""
+    return sc.Metric(
+        "probability", lambda out, y: out.softmax(-1).gather(1, y[:, None])[:, 0], higher_is_better=True, bounds=(0, 1)
+    )
+
+
+def test_the_order_of_the_samples_is_no_second_draw(tmp_path: Path) -> None:
+    """The same claim again spends nothing, so another order of the samples must not give another outcome."""
+    x, y = (torch.cat(part) for part in zip(*batches(), strict=True))
+    documents = np.arange(SAMPLES) // 3
+    found = {True: set(), False: set()}
+    for seed in range(6):
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(seed))
+        data = list(zip(x[order].split(64 + seed), y[order].split(64 + seed), strict=True))
+        for by_documents, outcomes in found.items():
+            part = sc.certify(
+                model(5), model(20), data, metric=probability(), tolerance=0.3,
+                **({"documents": documents[order.numpy()]} if by_documents else {"run_dir": tmp_path}),
+            ).parts[0]  # fmt: skip
+            assert part.guarantee == "anytime"
+            outcomes.add((round(part.bound, 12), round(part.p_value, 9), part.samples))
+    assert all(len(outcomes) == 1 for outcomes in found.values())
+
+
+def test_copies_do_not_stand_together() -> None:
+    order = own_order(["a"] * 50 + ["b"] * 50)
+    switches = np.count_nonzero(np.diff(order < 50))
+    assert sorted(order) == list(range(100)) and 30 < switches < 70
+
+
+def test_samples_that_occur_more_than_once_are_named() -> None:
+    twice = sc.certify(model(), model(3), batches() + batches(100)[:1], tolerance=0.02)
+    assert "100 of the 1000 test samples repeat another one" in str(twice)
+    assert "repeat another" not in str(sc.certify(model(), model(3), batches(), tolerance=0.02))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"tolerance": -0.1},
+        {"tolerance": 1.0},
+        {"tolerance": "1"},
+        {"tolerance": {"accuracy": 2.0}},
+        {"slices": "targets", "slice_tolerance": 0},
+        {"slices": [1, 2]},
+        {"documents": [1, 2]},
+        {"clip": -1.0},
+        {"metric": "mse", "clip": 0.1, "tolerance": 0.2},
+        {"metric": "agreement", "tolerance": 1.5},
+        {"metric": "f1", "clip": 0.1},
+    ],
+)
+def test_a_mistake_uses_no_test_data(mistake, tmp_path: Path) -> None:
+    with pytest.raises((sc.ArgumentError, sc.DataError)):
+        sc.certify(model(), model(3), batches(), run_dir=tmp_path, **{"tolerance": 0.02, **mistake})
+    assert not (tmp_path / USES).exists()
+
+
+def test_data_without_targets_are_not_used(tmp_path: Path) -> None:
+    with pytest.raises(sc.DataError, match="hold no targets"):
+        sc.certify(model(), model(3), batches(labels=False), run_dir=tmp_path, tolerance=0.02)
+    assert sc.certify(model(), model(3), batches(), run_dir=tmp_path, tolerance=0.02).number == 1
 
 
 def test_levels_that_are_spent_one_by_one_make_each_certificate_stricter(tmp_path: Path) -> None:

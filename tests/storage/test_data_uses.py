@@ -47,6 +47,27 @@ def test_shared_samples_are_found(other: DataMark, expected: bool) -> None:
     assert other.shares(WHOLE) == WHOLE.shares(other) == expected
 
 
+def test_a_small_part_of_many_samples_is_found() -> None:
+    """A share of the smaller set, not of both together: 40 samples of 20,000 are all used."""
+    x = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    whole = mark([Batch((x,), {}, torch.zeros(len(x)))])
+    fresh = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1))
+    for start in range(0, 2_000, 40):
+        part, other = (mark([Batch((rows[start : start + 40],), {}, torch.zeros(40))]) for rows in (x, fresh))
+        assert part.shares(whole) and whole.shares(part)
+        assert not other.shares(whole)
+    # Both sketches are cut off: what lies beyond the end of one says nothing.
+    half = mark([Batch((x[:10_000],), {}, torch.zeros(10_000))])
+    assert half.shares(whole) and not half.shares(mark([Batch((x[10_000:],), {}, torch.zeros(10_000))]))
+
+
+def test_what_lies_beyond_the_end_of_a_sketch_is_unknown_not_new() -> None:
+    """One in a hundred of the small set lies where the sketch of the large one reaches, and is in it."""
+    large = DataMark(1_000_000, "", tuple(f"{k:016x}" for k in range(4096)))
+    small = DataMark(300, "", tuple(f"{k:016x}" for k in [1, 2, 3, *range(5000, 5297)]))
+    assert small.shares(large) and large.shares(small)
+
+
 def test_disjoint_halves_share_nothing() -> None:
     assert not data(slice(0, 500)).shares(data(slice(500, 1000)))
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from secateur.allocation.paired_tests import Guarantee, PairedTest, fitting_test, smallest_certified, tolerances
 from secateur.allocation.sample_size import share_size
-from secateur.errors import ArgumentError, DataError, MetricError
+from secateur.errors import ArgumentError, DataError, MetricError, as_number
 from secateur.types import Floats
 
 ASSUMES = (
@@ -24,6 +24,11 @@ DOCUMENTS = (
 SHARES = (
     "The metric is no mean over samples: what it loses is shared out among them, and there are enough of them for the "
     "sum of the shares to be normal."
+)
+ZERO_ONE = "The metric of a sample is either 0 or 1: so it was on all of these, and no bounds were given."
+NO_MEAN = (
+    "{metric} is no mean over samples: clipping or bounding the shares of its samples would bound nothing, and no "
+    "exact test is known; leave clip and bounds out for an asymptotic one, or certify a metric that is a mean"
 )
 UNCHANGED = "A prediction that does not change cannot become wrong: accuracy drops by no more, whatever the labels are."
 
@@ -133,7 +138,8 @@ def certify_paired(
     """Test whether the metric drops by more than `tolerance`, and bound how much it drops.
 
     Metrics of 0 and 1 are tested exactly; metrics with known bounds by betting, valid at any sample
-    size; others by a paired t-test, which is marked as asymptotic.
+    size; others by a paired t-test, which is marked as asymptotic. Wider bounds than (0, 1), or a clip, say that other
+    values may occur: then it is betting, even if none did.
 
     Args:
         before: per-sample metric of the dense model.
@@ -161,23 +167,25 @@ def certify_paired(
     >>> found.p_value is None, found.certified, found.bound < 0.02
     (True, True, True)
     """
-    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    _check(before, after, tolerance, confidence, clip)
+    before, after = _values(before), _values(after)
+    check_terms(tolerance, confidence, clip)
+    _check(before, after)
     if shares and (bounds is not None or clip is not None):
-        raise ArgumentError(
-            f"{metric} is no mean over samples: clipping or bounding the shares of its samples would bound nothing, "
-            "and no exact test is known; leave clip and bounds out for an asymptotic one, or certify a metric that is "
-            "a mean"
-        )
+        raise ArgumentError(NO_MEAN.format(metric=metric))
     finite = np.isfinite(after)
     limit = None if bounds is None else _range(before, after[finite], bounds)
     damage = np.where(finite, before - after if higher_is_better else after - before, np.inf)
     assumptions: tuple[str, ...] = (ASSUMES,)
     unit = "samples"
-    is_binary = not shares and set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0}
+    # What the data show does not say what a metric can be: a loss of 100 may be rare.
+    may_be_binary = clip is None if bounds is None else tuple(bounds) == (0, 1)
+    is_binary = may_be_binary and set(np.unique(before)) | set(np.unique(after[finite])) <= {0.0, 1.0} and not shares
     if documents is not None:
-        damage, unit, is_binary = _means(damage, documents), "documents", False
+        before, after, damage = (_means(values, documents) for values in (before, after, damage))
+        unit, is_binary = "documents", False
         assumptions = (ASSUMES, DOCUMENTS)
+    if is_binary and bounds is None:
+        assumptions += (ZERO_ONE,)
     if clip is not None and not is_binary:
         damage, limit = np.clip(damage, -clip, clip), min(clip, limit or clip)
         assumptions += (f"Differences beyond ±{clip:g} count as ±{clip:g}.",)
@@ -212,8 +220,11 @@ def certify_agreement(changed: ArrayLike, *, tolerance: float | None, confidence
     >>> found.certified, certify_agreement([False] * 298, tolerance=0.01).certified
     (True, False)
     """
-    damage = np.asarray(changed, dtype=bool).astype(np.float64)
-    _check(damage, damage, tolerance, confidence, None)
+    damage = _values(changed)
+    check_terms(tolerance, confidence)
+    if not np.isin(damage, (0, 1)).all():
+        raise DataError("changed must say of each sample whether its prediction is another: True or False, or 1 or 0")
+    _check(damage, damage)
     count, samples, alpha = int(damage.sum()), len(damage), 1 - confidence
     test = PairedTest(
         lambda tolerance, level: float(stats.binom.cdf(count, samples, tolerance)),
@@ -279,7 +290,7 @@ def _mean(values: Floats) -> float:
 
 def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
     """Width of the bounds, once every value is known to lie within them."""
-    low, high = bounds
+    low, high = (-math.inf, math.inf) if np.shape(bounds) != (2,) else (as_number("bounds", b) for b in bounds)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ArgumentError(f"bounds={bounds} must be two finite numbers, the least value first")
     seen = np.concatenate([before, after])
@@ -291,7 +302,14 @@ def _range(before: Floats, after: Floats, bounds: tuple[float, float]) -> float:
     return float(high - low)
 
 
-def _check(before: Floats, after: Floats, tolerance: float | None, confidence: float, clip: float | None) -> None:
+def _values(given: ArrayLike) -> Floats:
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"certify needs one number a sample from both models: {error}") from error
+
+
+def _check(before: Floats, after: Floats) -> None:
     if before.shape != after.shape or before.ndim != 1 or len(before) == 0:
         raise DataError(
             f"certify needs one value a sample from both models; got shapes {before.shape} and {after.shape}"
@@ -301,9 +319,17 @@ def _check(before: Floats, after: Floats, tolerance: float | None, confidence: f
             "the dense model's test metric holds NaN or infinity, so nothing can be compared with it; drop those "
             "samples before anything is measured"
         )
-    if tolerance is not None and not tolerance > 0:
+
+
+def check_terms(tolerance: float | None, confidence: float, clip: float | None = None) -> None:
+    """Refuse what no test of any data can be about.
+
+    Raises:
+        ArgumentError: a tolerance, confidence or clip that is no number, or out of range.
+    """
+    if tolerance is not None and not as_number("tolerance", tolerance) > 0:
         raise ArgumentError(f"tolerance={tolerance} must be positive")
-    if not 0 < confidence < 1:
+    if not 0 < as_number("confidence", confidence) < 1:
         raise ArgumentError(f"confidence={confidence} must lie strictly between 0 and 1")
-    if clip is not None and not 0 < clip < math.inf:
+    if clip is not None and not 0 < as_number("clip", clip) < math.inf:
         raise ArgumentError(f"clip={clip} must be a positive finite number, in units of the metric")

@@ -12,6 +12,7 @@ TOGETHER = (
     "Each statement holds with the confidence it names; that all tolerances hold needs no correction, since all tests "
     "had to pass (intersection-union)."
 )
+REPEATED = "{count} of the {samples} test samples repeat another one, targets and all; they count like any others."
 NOT_TRACKED = "No run directory was given, so it is not known whether these test data were used before."
 AGAIN = (
     "This is use {number} of these test data, at a level of its own. What was tested must not have been chosen by the "

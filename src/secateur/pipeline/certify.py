@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from secateur.allocation.certificate import Certificate, certify_agreement, certify_paired
+from secateur.allocation.certificate import Certificate, certify_agreement, certify_paired, check_terms
 from secateur.data import Batches, BatchFn, as_batches
-from secateur.describe import content_hash, describe
-from secateur.errors import ArgumentError, DataError
-from secateur.measures.metrics import Metric, resolve_metric
+from secateur.describe import content_hash
+from secateur.errors import ArgumentError, as_number
+from secateur.measures.metrics import Metric
 from secateur.measures.objects import usable
-from secateur.pipeline.certification import ON_SLICE, Certification, SequenceCertification
+from secateur.pipeline.certification import ON_SLICE, REPEATED, Certification, SequenceCertification
+from secateur.pipeline.claims import AGREEMENT, Claims, check_data, check_labels, claims_of
 from secateur.pipeline.paired_values import Paired, paired_values
 from secateur.sensitivity.keys import fingerprint
 from secateur.storage.data_uses import ROUNDING, DataMark, Level, mark, spend as spend_level
 from secateur.types import Floats
-
-AGREEMENT = "agreement"
 
 
 def certify(  # noqa: PLR0913 - one argument for each thing that a user may decide
@@ -75,8 +74,8 @@ def certify(  # noqa: PLR0913 - one argument for each thing that a user may deci
         MetricError: an unusable metric.
         StoreError: the test data were used before, and too little of the level is left.
     """
-    claims = _claims(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
-    purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn))
+    claims = claims_of(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
+    purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn), claims)
     return _tested(before, after, claims, purse)[0]
 
 
@@ -127,8 +126,8 @@ def certify_sequence(  # noqa: PLR0913 - those of `certify`
     """
     if tolerance is None:
         raise ArgumentError("a sequence needs a tolerance: it stops at the first candidate that exceeds it")
-    claims = _claims(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
-    purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn))
+    claims = claims_of(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
+    purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn), claims)
     steps: list[Certification] = []
     shipped, passed = None, "first of a sequence"
     for candidate in candidates:
@@ -140,84 +139,6 @@ def certify_sequence(  # noqa: PLR0913 - those of `certify`
     if not steps:
         raise ArgumentError("there is no candidate: pass at least one pruned model")
     return SequenceCertification(tuple(steps), shipped)
-
-
-@dataclass(frozen=True, eq=False)
-class _Claims:
-    """What is to be tested, apart from the models and the data.
-
-    Attributes:
-        metrics: those that are functions of outputs and targets.
-        tolerances: damage to rule out, by name of the metric; "agreement" among them if it is asked for.
-        slices: one label a sample, "targets" or None.
-        slice_tolerance: None = the metric's.
-        documents: one label a sample, or None.
-        clip: largest difference that counts, or None.
-    """
-
-    metrics: tuple[Metric, ...]
-    tolerances: Mapping[str, float | None]
-    slices: Any
-    slice_tolerance: float | None
-    documents: NDArray[Any] | None
-    clip: float | None
-
-    @property
-    def by_class(self) -> bool:
-        """Whether the slices are the classes."""
-        return isinstance(self.slices, str)
-
-    def text(self) -> str:
-        """All of it, the same in every process."""
-        metrics = [(m.name, m.function, m.higher_is_better, m.bounds) for m in self.metrics]
-        return describe((metrics, self.tolerances, self.slices, self.slice_tolerance, self.documents, self.clip))
-
-    def about(self, model: nn.Module) -> str:
-        """In words, for people."""
-        wanted = [
-            f"{name} within {t:g}" if t is not None else f"a bound on {name}" for name, t in self.tolerances.items()
-        ]
-        return f"{' and '.join(wanted)} of a {type(model).__name__}"
-
-
-def _claims(
-    metric: Any,
-    tolerance: float | Mapping[str, float] | None,
-    higher_is_better: bool | None,
-    slices: Any,
-    slice_tolerance: float | None,
-    documents: ArrayLike | None,
-    clip: float | None,
-) -> _Claims:
-    given = list(metric) if isinstance(metric, list | tuple) else [metric]
-    metrics = tuple(resolve_metric(m, higher_is_better) for m in given if not _is_agreement(m))
-    names = [m.name for m in metrics] + [AGREEMENT] * any(_is_agreement(m) for m in given)
-    if len(set(names)) < len(given) or not given:
-        raise ArgumentError(f"metric names {names}: give at least one, and each once")
-    if isinstance(tolerance, Mapping):
-        if set(tolerance) != set(names):
-            raise ArgumentError(f"tolerance is given for {sorted(tolerance)}; needed one for each of {sorted(names)}")
-        tolerances: dict[str, float | None] = {name: tolerance[name] for name in names}
-    elif tolerance is not None and len(names) > 1:
-        raise ArgumentError(f"tolerance={tolerance} for several metrics: pass a mapping with one for each of {names}")
-    else:
-        tolerances = dict.fromkeys(names, tolerance)
-    if isinstance(slices, str) and slices != "targets":
-        raise ArgumentError(f'slices={slices!r} is not known; pass "targets" or one label a sample')
-    if slice_tolerance is not None and slices is None:
-        raise ArgumentError(f"slice_tolerance={slice_tolerance} without slices: pass one label a sample")
-    if slices is not None and documents is not None:
-        raise ArgumentError("slices and documents together are not offered: certify each slice's data by themselves")
-    if documents is not None and AGREEMENT in tolerances:
-        raise ArgumentError("agreement is counted by samples, not by documents: certify it in a call of its own")
-    labels = slices if slices is None or isinstance(slices, str) else np.asarray(slices)
-    return _Claims(
-        metrics, tolerances, labels, slice_tolerance, None if documents is None else np.asarray(documents), clip
-    )
-
-
-def _is_agreement(metric: Any) -> bool:
-    return isinstance(metric, str) and metric == AGREEMENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,26 +162,27 @@ class _Purse:
 
 def check_level(confidence: float, spend: Level, run_dir: str | Path | None) -> None:
     """Raise an error where the level that a test is to spend is out of range, or cannot be written down."""
-    if not 0 < confidence < 1:
-        raise ArgumentError(f"confidence={confidence} must lie strictly between 0 and 1")
+    check_terms(None, confidence)
     allowed = 1 - confidence
     if isinstance(spend, str) and spend != "sequence":
         raise ArgumentError(f'spend={spend!r} is not known; pass a level, "sequence" or None')
-    if isinstance(spend, int | float) and not 0 < spend <= allowed + ROUNDING:
+    if spend not in (None, "sequence") and not 0 < as_number("spend", spend) <= allowed + ROUNDING:
         raise ArgumentError(f"spend={spend} must lie in (0, {allowed:.4g}]: it is a part of 1 - confidence")
     if spend is not None and run_dir is None:
         raise ArgumentError("spend needs run_dir=..., in which the uses of the test data are written down")
 
 
-def _purse(run_dir: str | Path | None, confidence: float, spend: Level, data: Batches) -> _Purse:
+def _purse(run_dir: str | Path | None, confidence: float, spend: Level, data: Batches, claims: Claims) -> _Purse:
     check_level(confidence, spend, run_dir)
     if run_dir is None:
         return _Purse(data, confidence, spend, None, None)
-    return _Purse(data, confidence, spend, Path(run_dir), mark(data))
+    found = mark(data)
+    check_data(claims, data, found.samples)
+    return _Purse(data, confidence, spend, Path(run_dir), found)
 
 
 def _tested(
-    before: nn.Module, after: nn.Module, claims: _Claims, purse: _Purse, *, step_after: str = "", number: int = 0
+    before: nn.Module, after: nn.Module, claims: Claims, purse: _Purse, *, step_after: str = "", number: int = 0
 ) -> tuple[Certification, str]:
     """The outcome for one pruned model, and the hash of what was claimed."""
     allowed = 1 - purse.confidence
@@ -278,12 +200,17 @@ def _tested(
         before, after, purse.data, claims.metrics, agreement=AGREEMENT in claims.tolerances, classes=claims.by_class
     )
     parts = tuple(_parts(values, claims, 1 - level))
+    if values.repeated:
+        repeated = REPEATED.format(count=values.repeated, samples=values.samples)
+        parts = tuple(replace(part, assumptions=(*part.assumptions, repeated)) for part in parts)
     return Certification(parts, purse.confidence, level, None if spending is None else spending.number), claim
 
 
-def _parts(values: Paired, claims: _Claims, confidence: float) -> Iterator[Certificate]:
+def _parts(values: Paired, claims: Claims, confidence: float) -> Iterator[Certificate]:
     """One certificate for each metric, and one for each of its slices, all at the full level."""
     labels = values.classes if claims.by_class else claims.slices
+    if claims.documents is not None:
+        check_labels("documents", claims.documents, values.samples)
     for name, tolerance in claims.tolerances.items():
         test = _test(name, values, claims, confidence)
         yield test(slice(None), name, tolerance)
@@ -293,7 +220,7 @@ def _parts(values: Paired, claims: _Claims, confidence: float) -> Iterator[Certi
 
 
 def _test(
-    name: str, values: Paired, claims: _Claims, confidence: float
+    name: str, values: Paired, claims: Claims, confidence: float
 ) -> Callable[[Any, str, float | None], Certificate]:
     """(rows, name, tolerance) -> the certificate of a metric on these rows."""
     if name == AGREEMENT:
@@ -303,11 +230,14 @@ def _test(
     metric = next(m for m in claims.metrics if m.name == name)
 
     def certified(rows: Any, named: str, tolerance: float | None) -> Certificate:
-        before, after = _as_means(metric, *(each[rows] for each in values.metrics[name]))
+        # Bets are made one after the other: in an order that no other order of the same samples can change.
+        chosen = values.order[np.isin(values.order, np.arange(values.samples)[rows])]
+        documents = None if claims.documents is None else claims.documents[chosen]
+        before, after = _as_means(metric, *(each[chosen] for each in values.metrics[name]))
         return certify_paired(
             before, after, tolerance=tolerance, confidence=confidence,
             bounds=metric.bounds if metric.aggregate is None else None, higher_is_better=metric.higher_is_better,
-            clip=claims.clip, documents=claims.documents, shares=metric.aggregate is not None, metric=named,
+            clip=claims.clip, documents=documents, shares=metric.aggregate is not None, metric=named,
         )  # fmt: skip
 
     return certified
@@ -324,6 +254,5 @@ def _as_means(metric: Metric, before: Floats, after: Floats) -> tuple[Floats, Fl
 def _slices(labels: Any, samples: int) -> list[tuple[Any, NDArray[np.bool_]]]:
     if labels is None:
         return []
-    if labels.shape != (samples,):
-        raise DataError(f"slices has shape {labels.shape}; needed one label for each of the {samples} test samples")
+    check_labels("slices", labels, samples)
     return [(label, labels == label) for label in np.unique(labels)]

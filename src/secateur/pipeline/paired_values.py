@@ -1,5 +1,7 @@
 """What two models give for the same samples."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,10 @@ from secateur.errors import ArgumentError, DataError
 from secateur.graph.trace import in_eval_mode
 from secateur.measures.metrics import Metric, per_sample
 from secateur.measures.outputs import logits
+from secateur.storage.data_uses import sample_digests
 from secateur.types import Floats
+
+NO_TARGETS = 'the test data hold no targets: pass them, or certify metric="agreement", which needs none'
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +31,20 @@ class Paired:
         metrics: name -> (dense, pruned).
         changed: whether the prediction is another; empty unless agreement is asked for.
         classes: the sample's target; empty unless the slices are the classes.
-        samples: how many there are.
+        order: positions of the samples in an order that is theirs, however they were read.
+        repeated: samples that are the same as an earlier one, targets and all.
     """
 
     metrics: Mapping[str, tuple[Floats, Floats]]
     changed: NDArray[np.bool_]
     classes: NDArray[Any]
-    samples: int
+    order: NDArray[np.int64]
+    repeated: int
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return len(self.order)
 
 
 def paired_values(
@@ -56,16 +68,14 @@ def paired_values(
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {m.name: ([], []) for m in metrics}
     changed: list[Tensor] = []
     labels: list[Tensor] = []
-    samples = 0
+    digests: list[str] = []
     # Batch by batch, both models: their samples are the same even if the source shuffles or augments.
     with in_eval_mode(before), in_eval_mode(after), torch.no_grad():
         for batch in data:
-            samples += batch.size
+            digests += sample_digests(batch)
             outputs = [model(*moved.args, **moved.kwargs) for model, moved in _each(before, after, batch)]
             if batch.targets is None and (metrics or classes):
-                raise DataError(
-                    'the test data hold no targets: pass them, or certify metric="agreement", which needs none'
-                )
+                raise DataError(NO_TARGETS)
             for m in metrics:
                 for kept, output in zip(found[m.name], outputs, strict=True):
                     targets = _beside(batch.targets, output)
@@ -81,8 +91,25 @@ def paired_values(
         {name: (torch.cat(old).numpy(), torch.cat(new).numpy()) for name, (old, new) in found.items()},
         torch.cat(changed).numpy() if changed else np.zeros(0, dtype=bool),
         torch.cat(labels).numpy() if labels else np.zeros(0),
-        samples,
+        own_order(digests),
+        len(digests) - len(set(digests)),
     )
+
+
+def own_order(digests: Sequence[str]) -> NDArray[np.int64]:
+    """Positions of samples in an order that depends on what they are, not on where they stand.
+
+    As good as drawn at random: by a hash of what a sample is and of how many like it came before.
+
+    >>> [["a", "b", "c", "a"][k] for k in own_order("abca")] == [["c", "a", "a", "b"][k] for k in own_order("caab")]
+    True
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for digest in digests:
+        keys.append(hashlib.sha256(f"{digest} {seen[digest]}".encode()).hexdigest())
+        seen[digest] += 1
+    return np.argsort(np.array(keys)).astype(np.int64)
 
 
 def _each(before: nn.Module, after: nn.Module, batch: Batch) -> list[tuple[nn.Module, Batch]]:

@@ -20,7 +20,7 @@ from secateur.errors import StoreError
 from secateur.storage.atomic import write_json
 
 USES = "test_uses.json"
-SKETCH = 256
+SKETCH = 4096
 SHARED = 0.01
 ROUNDING = 1e-12
 
@@ -31,10 +31,13 @@ Level = float | Literal["sequence"] | None
 class DataMark:
     """By which test data are known again, however they are ordered and batched.
 
+    Samples are compared bit by bit: in another dtype, or otherwise scaled, cropped or padded, they are not known again.
+
     Attributes:
         samples: how many there are.
         digest: hash of all samples with their targets.
-        sketch: the least hashes of inputs; two sketches tell what share of the samples two data sets have in common.
+        sketch: the least hashes of inputs, ascending; two sketches tell what share of the samples two data sets have
+            in common.
     """
 
     samples: int
@@ -42,13 +45,19 @@ class DataMark:
     sketch: tuple[str, ...]
 
     def shares(self, other: "DataMark") -> bool:
-        """Whether more than about 1 % of all samples lie in both, with the same targets or not.
+        """Whether more than about 1 % of the smaller of both lie in the other too, with the same targets or not.
 
         Source: bottom-k sketches, Cohen & Kaplan 2007 (PODC).
         """
-        mine, others = set(self.sketch), set(other.sketch)
-        union = sorted(mine | others)[:SKETCH]
-        return len(set(union) & mine & others) > SHARED * len(union)
+        # Up to here both sketches hold every hash.
+        reach = min(self._reach, other._reach)
+        mine, others = ({key for key in mark.sketch if key <= reach} for mark in (self, other))
+        return len(mine & others) > SHARED * min(len(mine), len(others))
+
+    @property
+    def _reach(self) -> str:
+        """The hash up to which the sketch lists all samples."""
+        return self.sketch[-1] if self.samples > len(self.sketch) else "g"
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,8 @@ def mark(data: Iterable[Batch]) -> DataMark:
     """
     alone, whole = [], []
     for batch in data:
-        inputs = (batch.args, batch.kwargs)
-        alone += _digests(batch, inputs)
-        whole += _digests(batch, (inputs, batch.targets))
+        alone += _digests(batch, (batch.args, batch.kwargs))
+        whole += sample_digests(batch)
     alone.sort()
     whole.sort()
     return DataMark(len(alone), hashlib.sha256("".join(whole).encode()).hexdigest()[:16], tuple(alone[:SKETCH]))
@@ -166,6 +174,11 @@ def _check_next(directory: Path, same: list[Use], about: str, after: str) -> Non
                 f"{directory / USES}: after this step of the sequence, {use.about} was tested on {use.when}; {about} "
                 "in its place would be a second choice on the same test data: use fresh test data"
             )
+
+
+def sample_digests(batch: Batch) -> list[str]:
+    """A hash of each sample with its target."""
+    return _digests(batch, ((batch.args, batch.kwargs), batch.targets))
 
 
 def _digests(batch: Batch, parts: Any) -> list[str]:
