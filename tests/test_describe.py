@@ -94,6 +94,41 @@ def test_descriptions_of_examples_made_anew_are_equal_and_short_and_tell_them_ap
     assert max(map(len, texts)) <= LONGEST
 
 
+def defined(source: str, name: str = "measure") -> object:
+    """What a file of a user defines, who may change it between two runs."""
+    module: dict[str, object] = {"__name__": "mine"}
+    exec(source, module)
+    return module[name]
+
+
+HELPED = "def helper(k): return k + {}\n\ndef measure(k): return [helper(i) for i in k]"
+READING = "factor = {}\n\ndef measure(k): return factor * k"
+CALLED = "class Base:\n    def __call__(self, k): return self.part(k)\n    {}\nclass Last(Base): pass\nmeasure = Last()"
+BOUND = "class Owner:\n    def method(self, k): return k + {}\nmeasure = Owner().method"
+ROUND = "def other(k): return measure(k - 1) + {}\n\ndef measure(k): return other(k)"
+
+
+@pytest.mark.parametrize(
+    ("source", "one", "two"),
+    [
+        (HELPED, "1", "2"),
+        (READING, "1", "2"),
+        (CALLED, "def part(self, k): return 1", "def part(self, k): return 2"),
+        (CALLED, "@staticmethod\n    def part(k): return 1", "@staticmethod\n    def part(k): return 2"),
+        (BOUND, "1", "2"),
+        (ROUND, "1", "2"),
+    ],
+)
+def test_what_a_function_reads_of_its_module_is_part_of_it(source: str, one: str, two: str) -> None:
+    first = describe(defined(source.format(one)))
+    assert first == describe(defined(source.format(one))) != describe(defined(source.format(two)))
+
+
+def test_what_a_function_does_not_read_is_no_part_of_it() -> None:
+    source = "import os\nother = {0}\ncalls = [{0}]\n\ndef measure(k): return os.path.join(k, calls[0])"
+    assert describe(defined(source.format(1))) == describe(defined(source.format(2)))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

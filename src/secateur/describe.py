@@ -14,6 +14,7 @@ from torch import Tensor
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 LONGEST = 400
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, np.ndarray)
 
 Inner = Callable[[Any], str]
 
@@ -21,9 +22,10 @@ Inner = Callable[[Any], str]
 def describe(value: Any) -> str:
     """The value in words that do not change with the process, so without any address in memory.
 
-    Functions are told apart by their name, their code and what they close over (not by the globals that they
-    read); arrays and tensors by a hash of their content; other objects by their class and their attributes.
-    What is long ends in a hash of the whole.
+    Functions are told apart by their name, their code, what they close over, and the functions and plain values of
+    their own module that they read; arrays and tensors by a hash of their content; other objects by their class
+    and their attributes, and by the code of their class if they can be called. What is long ends in a hash of the
+    whole.
 
     >>> describe(functools.partial(torch.optim.SGD, lr=0.1))
     'partial(torch.optim.sgd.SGD, lr=0.1)'
@@ -100,7 +102,7 @@ def _named(value: Any, inner: Inner) -> str:
         case functools.partial():
             return _call("partial", [inner(part) for part in (value.func, *value.args)], value.keywords, inner)
         case MethodType():
-            return f"{inner(value.__self__)}.{value.__func__.__name__}"
+            return f"{inner(value.__self__)}.{value.__func__.__name__}#{_hash(inner(value.__func__))[:8]}"
         case FunctionType():
             return _function(value, inner)
         case _:
@@ -108,22 +110,48 @@ def _named(value: Any, inner: Inner) -> str:
 
 
 def _object(value: Any, inner: Inner) -> str:
+    name = f"{_name(type(value))}#{_hash(_class(type(value), inner))[:8]}" if callable(value) else _name(type(value))
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-        return _call(_name(type(value)), [], fields, inner)
+        return _call(name, [], fields, inner)
     if hasattr(value, "__dict__"):
-        return _call(_name(type(value)), [], vars(value), inner)
+        return _call(name, [], vars(value), inner)
     text = repr(value)
-    return _name(type(value)) if ADDRESS.search(text) else text
+    return name if ADDRESS.search(text) else text
+
+
+def _class(kind: type, inner: Inner) -> str:
+    """The code of a class and of its bases in the same module."""
+    own = [base for base in kind.__mro__ if base.__module__ == kind.__module__]
+    parts = [getattr(part, "__func__", part) for base in own for part in vars(base).values()]
+    return " ".join(inner(part) for part in parts if isinstance(part, FunctionType))
 
 
 def _function(function: FunctionType, inner: Inner) -> str:
-    """Name and code, which a lambda needs, and all values that are bound to it."""
+    """Name and code, which a lambda needs, what that reads, and all values that are bound to it."""
     code = function.__code__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     bound = {name: _contents(cell) for name, cell in cells}
     defaults = [inner(value) for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())]
-    return _call(f"{_name(function)}#{_hash(_code(code, inner))[:8]}", defaults, bound, inner)
+    read = [f"{name}={inner(value)}" for name, value in _read(function)]
+    return _call(f"{_name(function)}#{_hash(' '.join([_code(code, inner), *read]))[:8]}", defaults, bound, inner)
+
+
+def _read(function: FunctionType) -> list[tuple[str, Any]]:
+    """Functions and plain values of its own module that a function reads: they may change while its code stays."""
+    known = function.__globals__
+    return [
+        (name, known[name])
+        for name in sorted(_names(function.__code__) & known.keys())
+        if isinstance(known[name], PLAIN)
+        or (isinstance(known[name], FunctionType) and known[name].__module__ == function.__module__)
+    ]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code looks up, also within functions that it makes."""
+    inside = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inside)
 
 
 def _contents(cell: Any) -> Any:
