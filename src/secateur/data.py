@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from secateur.describe import content_hash
 from secateur.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -86,7 +87,10 @@ class Batches:
             empty = False
             yield batch
         if empty:
-            raise DataError(f"{self.name} is empty: it gave no samples; pass at least one batch")
+            raise DataError(
+                f"{self.name} is empty: it gave no samples; pass at least one batch, in a source that starts anew each "
+                "time it is read"
+            )
 
     def length(self) -> int:
         """Number of batches in one pass: what the source says of itself, or by counting."""
@@ -143,6 +147,24 @@ def as_batches(source: Any, name: str, batch_fn: BatchFn | None = None) -> Batch
     if not isinstance(source, Iterable):
         raise DataError(f"{name} is a {type(source).__name__}; needed an iterable of batches, such as a DataLoader")
     return Batches(source, name, batch_fn)
+
+
+def check_repeats(data: Batches) -> None:
+    """Read the first batch twice: samples are compared one by one, which needs the same ones in the same order.
+
+    Raises:
+        DataError: they differ.
+
+    >>> check_repeats(Batches([torch.zeros(2)]))
+    """
+    one, two = (
+        content_hash([batch.args, batch.kwargs, batch.targets]) for batch in (next(iter(data)), next(iter(data)))
+    )
+    if one != two:
+        raise DataError(
+            f"{data.name} gives another first batch each time it is read, so samples cannot be compared one by one: "
+            "pass a loader that neither shuffles nor augments, or list(loader)"
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

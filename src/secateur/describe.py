@@ -124,7 +124,7 @@ def _class(kind: type, inner: Inner) -> str:
     """The code of a class and of its bases in the same module."""
     own = [base for base in kind.__mro__ if base.__module__ == kind.__module__]
     parts = [getattr(part, "__func__", part) for base in own for part in vars(base).values()]
-    return " ".join(inner(part) for part in parts if isinstance(part, FunctionType))
+    return " ".join(_body(part, inner) for part in parts if isinstance(part, FunctionType))
 
 
 def _function(function: FunctionType, inner: Inner) -> str:
@@ -133,8 +133,12 @@ def _function(function: FunctionType, inner: Inner) -> str:
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     bound = {name: _contents(cell) for name, cell in cells}
     defaults = [inner(value) for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())]
-    read = [f"{name}={inner(value)}" for name, value in _read(function)]
-    return _call(f"{_name(function)}#{_hash(' '.join([_code(code, inner), *read]))[:8]}", defaults, bound, inner)
+    return _call(f"{_name(function)}#{_hash(_body(function, inner))[:8]}", defaults, bound, inner)
+
+
+def _body(function: FunctionType, inner: Inner) -> str:
+    """The code of a function, and what it reads of its module."""
+    return " ".join([_code(function.__code__, inner), *(f"{name}={inner(value)}" for name, value in _read(function))])
 
 
 def _read(function: FunctionType) -> list[tuple[str, Any]]:

@@ -38,12 +38,15 @@ def test_points_survive_closing(tmp_path: Path) -> None:
         assert all(np.array_equal(found[name], array) for name, array in arrays.items())
 
 
-def test_a_damaged_point_is_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("column", "value"), [("data", np.zeros(4).tobytes()), ("shapes", '{"damage": [2, 2]}')])
+def test_a_damaged_point_is_measured_again(
+    column: str, value: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "c.sqlite"
     with CurveStore.open(path) as store:
         store.put("k", {"damage": np.ones(4)}, "a point")
     with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE points SET data = ?", (np.zeros(4).tobytes(),))
+        raw.execute(f"UPDATE points SET {column} = ?", (value,))
     raw.close()
     with caplog.at_level(logging.WARNING), CurveStore.open(path) as store:
         assert store.get("k") is None

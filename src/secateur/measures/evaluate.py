@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from secateur.data import Batch, to_device
-from secateur.errors import NumericalError
+from secateur.errors import DataError, NumericalError
 from secateur.graph.trace import in_eval_mode
-from secateur.measures.metrics import Metric, PerSample, per_sample
+from secateur.measures.metrics import Metric, PerSample, kind_of, per_sample
 from secateur.types import Evaluation, Floats
 
 
@@ -37,13 +38,14 @@ def evaluate(
     Raises:
         MetricError: the metric or loss gives values of another length.
         NumericalError: NaN or infinity, with `finite`.
+        DataError: the model cannot take a batch, with `finite`.
     """
     device = device_of(model)
     parts = []
     with in_eval_mode(model), torch.no_grad():
-        for batch in data:
+        for number, batch in enumerate(data):
             moved = to_device(batch, device)
-            outputs = model(*moved.args, **moved.kwargs)
+            outputs = _outputs(model, moved, number) if finite else model(*moved.args, **moved.kwargs)
             parts.append(sample_values(outputs, moved, metric=metric, loss=loss, others=others))
     found = Evaluation(
         np.concatenate([part.metric for part in parts]),
@@ -77,6 +79,18 @@ def sample_values(
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _outputs(model: nn.Module, batch: Batch, number: int) -> Any:
+    """What a model gives for a batch that it should take; what a cut model raises is for the caller to tell."""
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except Exception as error:
+        given = ", ".join(map(kind_of, pytree.tree_leaves((batch.args, batch.kwargs)))) or "nothing"
+        raise DataError(
+            f"{type(model).__name__} failed on batch {number}, which gives it {given}: "
+            f"{type(error).__name__}: {error}; pass batches that it takes, or see batch_fn"
+        ) from error
 
 
 def _array(values: torch.Tensor) -> Floats:

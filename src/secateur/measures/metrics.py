@@ -251,8 +251,10 @@ def per_sample(
     except SecateurError:
         raise
     except Exception as error:
+        remedy = "; pass batches (inputs..., targets), or see batch_fn" if targets is None else ""
         raise MetricError(
-            f"{name} failed on outputs {_kind(outputs)} and targets {_kind(targets)}: {type(error).__name__}: {error}"
+            f"{name} failed on outputs {kind_of(outputs)} and targets {kind_of(targets)}: "
+            f"{type(error).__name__}: {error}{remedy}"
         ) from error
     if rows and isinstance(values, Tensor) and values.ndim == 2 and len(values) == samples:
         return values
@@ -265,10 +267,10 @@ def per_sample(
     return values
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Shape and type of a tensor.
 
-    >>> _kind(torch.zeros(2, 3)), _kind([1])
+    >>> kind_of(torch.zeros(2, 3)), kind_of([1])
     ('(2, 3) of float32', 'of type list')
     """
     if isinstance(value, Tensor):

@@ -14,7 +14,9 @@ samples become many, and which is not asked before there are 100.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -67,7 +69,8 @@ class Racing:
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.boundaries or not all(math.isfinite(value) for value in self.boundaries):
+        given = self.boundaries if isinstance(self.boundaries, Sequence) else ()
+        if not given or not all(isinstance(value, Real) and math.isfinite(value) for value in given):
             raise ArgumentError(f"boundaries={self.boundaries} must be one or more finite numbers, such as (0.01,)")
         if not 0 <= self.error < 1:
             raise ArgumentError(f"error={self.error} must lie in [0, 1): the probability of a wrong decision")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from secateur.data import BatchFn, as_batches
+from secateur.data import BatchFn, as_batches, check_repeats
 from secateur.errors import ArgumentError
 from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss, resolve_metrics
@@ -99,6 +99,9 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         WorkerError: all workers were lost, or could not measure a single point.
         NumericalError: metric or loss of the whole model is not finite.
     """
+    _check_kind("program", program, isinstance(program, Program), "what sc.trace(model, args) gives")
+    _check_kind("after", after, after is None or callable(after) or isinstance(after, InPlace), "sc.AfterRepair(data)")
+    _check_kind("store", store, store is None or hasattr(store, "get"), "what CurveStore.open(path) gives")
     data = as_batches(validation, "validation", batch_fn)
     found_loss = resolve_loss(loss)
     found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
@@ -135,6 +138,9 @@ def measure_curves(
     progress: Progress | None = None,
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
+    _check_kind("racing", racing, racing is None or isinstance(racing, Racing), "sc.Racing((tolerance,))")
+    _check_kind("executor", executor, executor is None or hasattr(executor, "start"), "sc.ProcessExecutor(2), or None")
+    _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "one with stages, or None")
     chosen = chosen_executor(workers, executor)
     if deepen is not None and (racing is None or racing.bisect):
         raise ArgumentError("deepen= measures on what a race left: pass racing=Racing(...) without bisect as well")
@@ -145,6 +151,8 @@ def measure_curves(
         name: [make_point(prober, groups[name], width, context, store) for width in widths]
         for name, widths in _levels(prober.groups, sparsities).items()
     }
+    if any(point.seen < len(prober.baseline.loss) for own in levels.values() for point in own):
+        check_repeats(prober.data)
     most = max(map(len, levels.values()), default=0)
     rounds = most.bit_length() * len(racing.boundaries) if racing is not None and racing.bisect else 0
     count = len(levels) * rounds if rounds else sum(map(len, levels.values()))
@@ -170,6 +178,11 @@ def measure_curves(
         after=name_of(prober.after),
         surrogate=surrogate or {},
     )
+
+
+def _check_kind(name: str, given: object, is_right: bool, needed: str) -> None:
+    if not is_right:
+        raise ArgumentError(f"{name} is a {type(given).__name__}; pass {needed}")
 
 
 def chosen_executor(workers: int, executor: Executor | None) -> Executor:
@@ -218,10 +231,16 @@ def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[
 
 
 def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
-    for sparsity in sparsities:
+    try:
+        fractions = [float(sparsity) for sparsity in sparsities]
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"sparsities={sparsities!r}: needed fractions, such as (0.3, 0.6), or those of each group by name"
+        ) from error
+    for sparsity in fractions:
         if not (0 < sparsity < 1 or (sparsity == 1 and group.minimum == 0)):
             raise ArgumentError(f"sparsities hold {sparsity}; each must lie strictly between 0 and 1")
-    widths = {kept_width(group, sparsity) for sparsity in sparsities} - {group.width}
-    if group.minimum == 0 and sparsities:
+    widths = {kept_width(group, sparsity) for sparsity in fractions} - {group.width}
+    if group.minimum == 0 and fractions:
         widths.add(0)
     return tuple(sorted(widths, reverse=True))

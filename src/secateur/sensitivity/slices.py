@@ -115,4 +115,9 @@ def _array(values: Any) -> Labels:
 def _checked(labels: Labels, samples: int) -> Labels:
     if labels.shape != (samples,):
         raise DataError(f"slices gave labels of shape {labels.shape}; needed one for each of {samples} samples")
+    kinds = sorted({type(label).__name__ for label in labels.tolist()})
+    if len(kinds) > 1 or (labels != labels).any():  # noqa: PLR0124 - NaN alone is not what it is
+        raise DataError(
+            f"slices gave labels of types {kinds}, or NaN; needed values of one type that can be told apart"
+        )
     return labels

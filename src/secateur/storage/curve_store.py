@@ -43,12 +43,22 @@ class CurveStore:
             connection.close()
 
     def get(self, key: str) -> Mapping[str, Floats] | None:
-        """The arrays under `key`; None if there are none or they were damaged."""
-        row = self.connection.execute("SELECT shapes, data, sha256 FROM points WHERE key = ?", (key,)).fetchone()
+        """The arrays under `key`; None if there are none or they were damaged.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        try:
+            row = self.connection.execute("SELECT shapes, data, sha256 FROM points WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"cannot read stored points: {error}; open the store anew, in which a damaged one is set aside, or "
+                "choose another file"
+            ) from error
         if row is None:
             return None
         shapes, data, digest = row
-        if hashlib.sha256(data).hexdigest() != digest:
+        if _digest(shapes, data) != digest:
             logger.warning("a stored point is damaged and will be measured again: %s", key)
             return None
         return _unpack(json.loads(shapes), data)
@@ -81,7 +91,7 @@ class CurveStore:
 def _take_over(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     saved = 0
     for key, label in damaged.execute("SELECT key, label FROM points").fetchall():
-        with contextlib.suppress(sqlite3.DatabaseError):
+        with contextlib.suppress(StoreError):
             arrays = CurveStore(damaged).get(key)
             if arrays is not None:
                 CurveStore(fresh).put(key, arrays, label)
@@ -99,7 +109,11 @@ def _joined(arrays: Mapping[str, Floats], known: Mapping[str, Floats] | None) ->
 def _row(key: str, label: str, arrays: Mapping[str, Floats]) -> tuple[str, str, str, bytes, str]:
     shapes = json.dumps({name: list(array.shape) for name, array in arrays.items()})
     data = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays.values())
-    return key, label, shapes, data, hashlib.sha256(data).hexdigest()
+    return key, label, shapes, data, _digest(shapes, data)
+
+
+def _digest(shapes: str, data: bytes) -> str:
+    return hashlib.sha256(shapes.encode() + data).hexdigest()
 
 
 def _unpack(shapes: Mapping[str, list[int]], data: bytes) -> dict[str, Floats]:

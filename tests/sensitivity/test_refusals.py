@@ -1,0 +1,108 @@
+"""What cannot be measured rightly is refused, in words that say what to do."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import killable
+from secateur.errors import ArgumentError, DataError, MetricError, SecateurError, StoreError
+from secateur.sensitivity.racing import Racing
+from secateur.sensitivity.scan import scan
+from secateur.storage.curve_store import CurveStore
+
+JOB = killable.job()
+DATA = JOB[3]
+WHOLE = TensorDataset(torch.cat([x for x, _ in DATA]), torch.cat([y for _, y in DATA]))
+
+
+class _Once:
+    """Batches that can be had once."""
+
+    def __init__(self) -> None:
+        self.batches = iter(DATA)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+def test_data_in_another_order_each_time_is_refused() -> None:
+    loader = DataLoader(WHOLE, batch_size=40, shuffle=True)
+    for racing in (None, Racing((0.1,), stage=20)):
+        with pytest.raises(DataError, match=r"validation gives another first batch .* neither shuffles nor augments"):
+            scan(*JOB[:3], loader, racing=racing)
+    one, two = scan(*JOB), scan(*JOB[:3], DataLoader(WHOLE, batch_size=40))
+    for name, curve in one.items():
+        np.testing.assert_array_equal(curve.loss_damage, two[name].loss_damage)
+
+
+@pytest.mark.parametrize(
+    ("validation", "error", "words"),
+    [
+        (_Once(), DataError, "starts anew each time it is read"),
+        ([x for x, _ in DATA], MetricError, r"targets of type NoneType.*pass batches \(inputs\.\.\., targets\)"),
+        (WHOLE.tensors, MetricError, r"pass batches \(inputs\.\.\., targets\)"),
+        (
+            [DATA[0], (DATA[1][0][:, :5], DATA[1][1])],
+            DataError,
+            r"Sequential failed on batch 1, .*\(40, 5\) of float32",
+        ),
+    ],
+)
+def test_data_that_a_model_cannot_be_measured_on(validation: Any, error: type[SecateurError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        scan(*JOB[:3], validation)
+
+
+@pytest.mark.parametrize("sparsities", [0.5, "half", None, ("a", 0.3), {"0": 0.5}])
+def test_sparsities_that_are_no_fractions(sparsities: Any) -> None:
+    with pytest.raises(ArgumentError, match="needed fractions"):
+        scan(*JOB, sparsities=sparsities)
+
+
+def test_sparsities_may_be_a_tensor() -> None:
+    one, two = scan(*JOB, sparsities=[0.25, 0.5]), scan(*JOB, sparsities=torch.tensor([0.25, 0.5]))
+    assert {name: curve.widths for name, curve in one.items()} == {name: curve.widths for name, curve in two.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("racing", (0.1,)), ("executor", "ray"), ("store", Path("points")), ("progress", True), ("after", "repair")],
+)
+def test_an_argument_of_another_kind_is_named(name: str, given: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} is a {type(given).__name__}; pass "):
+        scan(*JOB, **{name: given})
+
+
+def test_a_model_is_no_program() -> None:
+    with pytest.raises(ArgumentError, match=r"program is a Sequential; pass what sc\.trace"):
+        scan(JOB[0].model, *JOB[1:])
+
+
+@pytest.mark.parametrize("boundaries", [0.1, "0.1", (), (float("nan"),), ("0.1",)])
+def test_boundaries_are_numbers(boundaries: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"one or more finite numbers, such as \(0.01,\)"):
+        Racing(boundaries)
+
+
+@pytest.mark.parametrize("label", [None, float("nan")])
+def test_slices_are_of_one_kind(label: Any) -> None:
+    labels: Any = [label, *[1.0] * (killable.SAMPLES - 1)]
+    with pytest.raises(DataError, match=r"needed values of one type"):
+        scan(*JOB, slices=labels)
+
+
+def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with sqlite3.connect(other) as raw:
+        raw.execute("CREATE TABLE points (name)")
+    raw.close()
+    with CurveStore.open(other) as store, pytest.raises(StoreError, match=r"no such column.*choose another file"):
+        scan(*JOB, store=store)
+    with pytest.raises(StoreError, match=r"closed database.*open the store anew"):
+        scan(*JOB, store=store)
