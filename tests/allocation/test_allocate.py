@@ -162,14 +162,40 @@ def test_budgets_that_do_not_go_with_their_cost_are_refused() -> None:
         (model, Budget(latency=0.5), "was not measured"),
         (model, Budget(latency_s=0.5), "was not measured"),
         (model, Budget(latency_s=-1.0), "above 0"),
+        (model, Budget(latency_s="1"), "must be a number"),  # type: ignore[arg-type]
+        (model, Budget(macs="half"), r"Budget\(macs\)='half' must be a number"),  # type: ignore[arg-type]
+        (COST, "8", "budget='8' must be a number"),
+        (COST, float("nan"), "must be a number"),
+        (None, 8.0, "cost=None is no cost"),
     ):
         with pytest.raises(ArgumentError, match=match):
             limits(cost, budget)
     with pytest.raises(ArgumentError, match="no curves"):
         allocate({}, COST, 1.0)
+    with pytest.raises(ArgumentError, match="'cost' at the widths of the model given=nan must be a number"):
+        allocate(curves, lambda widths: float("nan"), 1.0)
+    with pytest.raises(ArgumentError, match="'a' starts at 8 units, where the costs have no such group"):
+        allocate(curves, model, Budget(macs=0.5))
+    [name, *_] = model.groups
+    with pytest.raises(ArgumentError, match=f"where the costs have {model.groups[name].width}:"):
+        allocate({name: curve(name, [0, 1], (model.groups[name].width + 1, 1))}, model, Budget(macs=0.5))
     with pytest.raises(ArgumentError, match="no group 'other'"):
         sc.costs(program, [sc.Group("other", 3, ())])
     assert curves
+
+
+def test_objectives_that_cannot_be_followed_are_refused() -> None:
+    curves = {"a": curve("a", [0, 1], (8, 4))}
+    for objective, match in (
+        (lambda: "uniform", "objective='uniform' is none"),
+        (lambda: LeastDamage(of="both"), "of='both'"),  # type: ignore[arg-type]
+        (lambda: LeastDamage(gap=-1.0), "at least 0"),
+        (lambda: EqualDamage(of=""), "of=''"),  # type: ignore[arg-type]
+        (lambda: GlobalThreshold({"a": np.array([1.0, np.nan])}), "scores of 'a' must be numbers"),
+        (lambda: GlobalThreshold({"a": np.zeros(0)}), "the 0 scores of 'a'"),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            allocate(curves, lambda widths: widths["a"], 4.0, objective=objective())
 
 
 def test_a_plan_keeps_the_widths_of_an_allocation() -> None:

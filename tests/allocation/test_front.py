@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
+import secateur as sc
 from secateur.allocation.front import front
 from secateur.allocation.objectives import EqualDamage, LeastDamage, UniformDensity
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, MetricError
 from secateur.graph.polynomial import Polynomial
 from secateur.types import Curve
 
@@ -67,3 +69,20 @@ def test_nan_is_beaten_by_all_and_progress_counts() -> None:
     for wrong in ({"budgets": [1.5]}, {"curves": {}}):
         with pytest.raises(ArgumentError, match="need curves"):
             front(**{"curves": curves_of(0), "cost": COST, "measure": lambda w: (0.0, 0.0), **wrong})
+
+
+def test_what_is_no_budget_goal_or_damage_is_named() -> None:
+    curves, price = curves_of(0), lambda widths: float(sum(widths.values()))
+    for more, error, match in (
+        ({"budgets": ["half"]}, ArgumentError, "budget='half' must be a number"),
+        ({"measure": lambda widths: 1.0}, MetricError, "measure gave 1.0"),
+    ):
+        with pytest.raises(error, match=match):
+            front(curves, price, **{"measure": lambda widths: (1.0, 0.1), "budgets": [0.6], **more})
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    program = sc.trace(model, (torch.zeros(1, 3),))
+    costs = sc.costs(program, sc.find_groups(program))
+    zeros = np.zeros((2, 3))
+    one = {"0": Curve("0", (4, 2), (0.0, 0.5), zeros, zeros)}
+    with pytest.raises(ArgumentError, match="bounds nothing"):
+        front(one, costs, measure=lambda widths: (1.0, 0.1), goal=sc.Budget())

@@ -80,6 +80,12 @@ def test_measurements_are_limited_and_noise_is_not_followed() -> None:
     assert careful.allocation.widths == start.widths and careful.allocation.bound == start.bound
     with pytest.raises(ArgumentError, match="at least 1"):
         refine(start, curves, COST, budget, measure=measure, measurements=0)
+    with pytest.raises(ArgumentError, match="measurements='all' must be a number"):
+        refine(start, curves, COST, budget, measure=measure, measurements="all")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="standard_errors=-1"):
+        refine(start, curves, COST, budget, measure=measure, standard_errors=-1.0)
+    with pytest.raises(MetricError, match=r"measure gave 3\.0"):
+        refine(start, curves, COST, budget, measure=lambda widths: 3.0)  # type: ignore[arg-type,return-value]
     with pytest.raises(ArgumentError, match="not within the budget"):
         refine(start, curves, COST, start.cost / 2, measure=measure)
     with pytest.raises(MetricError, match="NaN"):

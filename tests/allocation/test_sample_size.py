@@ -62,6 +62,10 @@ def test_no_number_is_enough_at_the_tolerance() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ArgumentError, match="discordance"):
         sample_size(0.01, discordance=0.01, drop=0.02)
+    with pytest.raises(ArgumentError, match="tolerance='1%' must be a number"):
+        sample_size("1%", discordance=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="discordance=None must be a number"):
+        sample_size(0.01, discordance=None)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="power=1"):
         sample_size(0.01, discordance=0.1, power=1.0)
 

@@ -1,5 +1,7 @@
 """Which budget, objective and criterion, on curves whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -134,6 +136,47 @@ def test_nothing_within_the_tolerance_is_said_and_mistakes_are_refused() -> None
             select(wrong, cost=cost, tolerance=0.1)
     with pytest.raises(ArgumentError, match="confidence"):
         choose(BudgetCurve((1.0,), np.zeros(1), np.zeros(1), np.zeros(1)), 0.1, confidence=0.4)
+
+
+def test_a_control_that_cannot_be_cut_so_far_is_not_said_to_be_worse() -> None:
+    slopes = {"a": 0.1, "b": 0.1}
+    control = candidate(slopes, 0, is_control=True)
+    short = {
+        name: replace(
+            c, widths=c.widths[:3], sparsities=c.sparsities[:3], damage=c.damage[:3], loss_damage=c.loss_damage[:3]
+        )
+        for name, c in control.curves.items()
+    }
+    found = select({"taylor": candidate(slopes, 0), "random": replace(control, curves=short)}, cost=cost, tolerance=0.1)
+    assert found.choice.budget < 0.8 and found.as_good == ()
+    assert "random cannot be cut to this budget" in found.reason and "better than" not in found.reason
+
+
+def test_where_nothing_goes_no_rule_is_as_good() -> None:
+    hopeless = candidate({"a": 1.0, "b": 1.0}, 0)
+    found = select({"x": hopeless, "random": replace(hopeless, is_control=True)}, cost=cost, tolerance=0.0)
+    assert found.choice.index is None and found.as_good == ()
+    assert "naive" not in found.reason and "better" not in found.reason
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tolerance": -0.1},
+        {"tolerance": float("nan")},
+        {"tolerance": "0.1"},
+        {"standard_errors": -1.0},
+        {"confidence": "high"},
+        {"folds": 2.5},
+        {"folds": "5"},
+        {"budgets": []},
+        {"budgets": ["half"]},
+        {"budgets": [1.5]},
+    ],
+)
+def test_settings_that_mean_nothing_are_named(more) -> None:
+    with pytest.raises(ArgumentError, match="budget" if "budgets" in more else next(iter(more))):
+        select({"x": candidate({"a": 1.0}, 0, 40)}, cost=cost, **{"tolerance": 0.1, **more})
 
 
 def test_a_confidence_is_the_quantile_of_the_normal_distribution() -> None:

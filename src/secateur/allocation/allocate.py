@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from secateur.allocation.knapsack import monotone_damage
 from secateur.allocation.limits import Costs, Limit, limits
 from secateur.allocation.objectives import LeastDamage, Objective, Proposal, widths_of
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, as_number
+from secateur.graph.costs import CostModel
 from secateur.types import Allocation, Budget, Curves, Status
 
 
@@ -23,7 +24,8 @@ def allocate(curves: Curves, cost: Costs, budget: Budget | float, *, objective: 
         The allocation; with status INFEASIBLE, that of the smallest widths, when none fits.
 
     Raises:
-        ArgumentError: no curves, or a budget that does not go with the cost or is out of range.
+        ArgumentError: no curves, or curves of other groups than the cost; a budget that does not go with the cost or is
+            out of range; a cost that is no number.
 
     >>> import numpy as np
     >>> from secateur.types import Curve
@@ -35,13 +37,23 @@ def allocate(curves: Curves, cost: Costs, budget: Budget | float, *, objective: 
     """
     if not curves:
         raise ArgumentError("there are no curves to choose from: scan at least one group")
-    return allocate_within(curves, limits(cost, budget), objective)
+    if isinstance(cost, CostModel):
+        _check_groups(curves, cost)
+    bounds = limits(cost, budget)
+    dense = {name: curve.widths[0] for name, curve in curves.items()}
+    for limit in bounds:
+        as_number(f"the cost {limit.name!r} at the widths of the model given", limit.cost(dense))
+    return allocate_within(curves, bounds, objective)
 
 
 def allocate_within(curves: Curves, bounds: Sequence[Limit], objective: Objective | None = None) -> Allocation:
     """Choose a level for every group within bounds that are given one by one; see `allocate`."""
     narrowest = Proposal({name: len(curve.widths) - 1 for name, curve in curves.items()})
     aim = objective or LeastDamage()
+    if not callable(aim):
+        raise ArgumentError(
+            f"objective={aim!r} is none: pass LeastDamage(), EqualDamage(), UniformDensity() or the like"
+        )
     found = aim(curves, bounds)
     levels, bound = (found or narrowest).levels, (found or narrowest).bound
     widths = widths_of(curves, levels)
@@ -54,3 +66,13 @@ def allocate_within(curves: Curves, bounds: Sequence[Limit], objective: Objectiv
         status=Status.INFEASIBLE if found is None else Status.FOUND,
         bound=bound,
     )
+
+
+def _check_groups(curves: Curves, cost: CostModel) -> None:
+    for name, curve in curves.items():
+        full = cost.groups[name].width if name in cost.groups else None
+        if curve.widths[0] != full:
+            raise ArgumentError(
+                f"the curve of {name!r} starts at {curve.widths[0]} units, where the costs have "
+                f"{'no such group' if full is None else full}: scan and price the same groups of the same model"
+            )

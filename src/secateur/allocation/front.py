@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from secateur.allocation.allocate import allocate
 from secateur.allocation.limits import Costs, fraction_of
+from secateur.allocation.local_search import Measure, measured
 from secateur.allocation.objectives import LeastDamage, Objective
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, as_number
 from secateur.types import Allocation, Budget, Curves, Status
 
 BUDGETS = tuple(round(1 - 0.05 * step, 2) for step in range(1, 19))
-Measure = Callable[[Mapping[str, int]], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def front(
 
     Raises:
         ArgumentError: no curves, or a budget outside (0, 1].
+        MetricError: `measure` gives no damage with its standard error.
 
     >>> import numpy as np
     >>> from secateur.types import Curve
@@ -98,7 +99,7 @@ def front(
     >>> [(point.share, point.damage) for point in found.best]
     [(1.0, 0.0), (0.5, 2.0), (0.25, 3.0)]
     """
-    if not curves or not all(0 < budget <= 1 for budget in budgets):
+    if not curves or not all(0 < as_number("budget", budget) <= 1 for budget in budgets):
         raise ArgumentError(f"{len(curves)} curves and budgets={tuple(budgets)}: need curves, and budgets in (0, 1]")
     rules = objectives or {"least damage": LeastDamage()}
     dense = {name: curve.widths[0] for name, curve in curves.items()}
@@ -113,7 +114,7 @@ def front(
         given = allocate(curves, cost, fraction_of(cost, goal, dense, budget), objective=rules[rule])
         key = tuple(sorted(given.widths.items()))
         if given.status is Status.FOUND and key not in known:
-            known[key] = measure(given.widths)
+            known[key] = measured(measure, given.widths)
             found.append((rule, budget, given, known[key]))
         if progress is not None:
             progress(number, len(wanted))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, as_number
 from secateur.graph.costs import CostModel
 from secateur.types import Budget, Separable
 
@@ -43,7 +43,9 @@ def limits(cost: Costs, budget: Budget | float) -> tuple[Limit, ...]:
     if not isinstance(cost, CostModel):
         if isinstance(budget, Budget):
             raise ArgumentError(f"{budget} goes with the costs of a model: pass cost=costs(program, groups)")
-        return (Limit("cost", cost, float(budget)),)
+        if not callable(cost):
+            raise ArgumentError(f"cost={cost!r} is no cost: pass costs(program, groups), or a function of the widths")
+        return (Limit("cost", cost, as_number("budget", budget)),)
     if not isinstance(budget, Budget):
         raise ArgumentError(f"budget={budget} does not say of which cost: pass Budget(macs=...) or the like")
     check_budget(budget)
@@ -69,9 +71,9 @@ def check_budget(budget: Budget) -> None:
     if not fractions and budget.latency_s is None:
         raise ArgumentError("the budget bounds nothing; pass Budget(macs=0.5), Budget(params=0.5) or both")
     for name, value in fractions.items():
-        if not 0 < value <= 1:
+        if not 0 < as_number(f"Budget({name})", value) <= 1:
             raise ArgumentError(f"Budget({name}={value}) must lie in (0, 1]: a fraction of the dense model's cost")
-    if budget.latency_s is not None and not budget.latency_s > 0:
+    if budget.latency_s is not None and not as_number("Budget(latency_s)", budget.latency_s) > 0:
         raise ArgumentError(f"Budget(latency_s={budget.latency_s}) must be above 0: seconds of a call")
 
 
@@ -84,12 +86,17 @@ def fraction_of(cost: Costs, goal: Budget | None, dense: Mapping[str, int], frac
         dense: widths of the model given.
         fraction: of the dense cost.
 
+    Raises:
+        ArgumentError: a goal that bounds nothing, or by what is no fraction.
+
     >>> fraction_of(lambda widths: 10.0 * widths["a"], None, {"a": 4}, 0.5)
     20.0
     """
     if not isinstance(cost, CostModel):
         return fraction * cost(dense)
-    return scaled(as_fractions(cost, goal or Budget(macs=1.0)), fraction)
+    goal = goal or Budget(macs=1.0)
+    check_budget(goal)
+    return scaled(as_fractions(cost, goal), fraction)
 
 
 def as_fractions(cost: CostModel, budget: Budget) -> Budget:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from secateur.allocation.knapsack import monotone_damage
 from secateur.allocation.limits import Costs, Limit, holds, limits
 from secateur.allocation.objectives import widths_of
-from secateur.errors import ArgumentError, MetricError
+from secateur.errors import ArgumentError, MetricError, as_number
 from secateur.types import Allocation, Budget, Curves
 
 Measure = Callable[[Mapping[str, int]], tuple[float, float]]
@@ -97,7 +97,7 @@ def refine(
 
     Raises:
         ArgumentError: fewer than one measurement, or an allocation that does not fit the budget.
-        MetricError: `measure` gives NaN for the allocation given.
+        MetricError: `measure` gives NaN for the allocation given, or no damage with its standard error.
     """
     return refine_within(
         allocation,
@@ -119,13 +119,15 @@ def refine_within(
     standard_errors: float = 0.0,
 ) -> Refined:
     """Swaps within bounds that are given one by one; see `refine`."""
-    if measurements < 1:
+    if not as_number("standard_errors", standard_errors) >= 0:
+        raise ArgumentError(f"standard_errors={standard_errors} must be at least 0: a swap that is worse is not kept")
+    if not as_number("measurements", measurements) >= 1:
         raise ArgumentError(f"measurements={measurements} must be at least 1: the start is measured too")
     if not holds(bounds, allocation.widths):
         raise ArgumentError("the allocation is not within the budget; allocate with this budget first")
     damages = {name: monotone_damage(curve).tolist() for name, curve in curves.items()}
     levels = dict(allocation.levels)
-    start = best = measure(allocation.widths)
+    start = best = measured(measure, allocation.widths)
     if math.isnan(start[0]):
         raise MetricError("the joint damage of the allocation is NaN; measure must give a number")
     steps: list[Step] = []
@@ -139,7 +141,7 @@ def refine_within(
             if len(steps) + 1 >= measurements:
                 break
             known.add(tuple(after.items()))
-            damage, error = measure(widths_of(curves, after))
+            damage, error = measured(measure, widths_of(curves, after))
             improved = damage + standard_errors * error < best[0]
             steps.append(Step(wider, narrower, damage, error, improved))
             if improved:
@@ -153,6 +155,20 @@ def refine_within(
         bound=allocation.bound,
     )
     return Refined(found, start, *best, tuple(steps))
+
+
+def measured(measure: Measure, widths: Mapping[str, int]) -> tuple[float, float]:
+    """What `measure` gives for these widths.
+
+    Raises:
+        MetricError: it is not a damage and its standard error.
+    """
+    given = measure(widths)
+    try:
+        damage, error = given
+        return float(damage), float(error)
+    except (TypeError, ValueError) as cause:
+        raise MetricError(f"measure gave {given!r}; it must give the joint damage and its standard error") from cause
 
 
 def _swaps(

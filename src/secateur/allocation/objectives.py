@@ -11,7 +11,7 @@ from secateur.allocation.knapsack import Levels, Of, monotone_damage, search_kna
 from secateur.allocation.limits import Limit, holds
 from secateur.allocation.problem import Problem
 from secateur.allocation.solve import is_solvable, solve
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, as_number
 from secateur.types import Curves, Floats, Separable
 
 
@@ -53,6 +53,11 @@ class LeastDamage:
     gap: float = 1e-3
     limit_s: float = 3.0
 
+    def __post_init__(self) -> None:
+        _check_of(self.of)
+        if not (as_number("gap", self.gap) >= 0 and as_number("limit_s", self.limit_s) >= 0):
+            raise ArgumentError(f"gap={self.gap} and limit_s={self.limit_s} must be at least 0")
+
     def __call__(self, curves: Curves, limits: Sequence[Limit]) -> Proposal | None:
         """Levels within all limits; None if even the narrowest widths are not."""
         damages = {name: monotone_damage(curve, self.of) for name, curve in curves.items()}
@@ -80,6 +85,9 @@ class EqualDamage:
     """
 
     of: Of = "loss"
+
+    def __post_init__(self) -> None:
+        _check_of(self.of)
 
     def __call__(self, curves: Curves, limits: Sequence[Limit]) -> Proposal | None:
         """Levels within all limits; None if even the narrowest widths are not."""
@@ -110,12 +118,15 @@ class GlobalThreshold:
         """Levels within all limits; None if even the narrowest widths are not.
 
         Raises:
-            ArgumentError: a group without scores.
+            ArgumentError: a group without scores, or with NaN among them.
         """
         missing = sorted(curves.keys() - self.scores.keys())
         if missing:
             raise ArgumentError(f"there are no scores for {missing[0]!r}: pass those of every group that has a curve")
         scores = {name: np.sort(np.asarray(self.scores[name], dtype=np.float64).ravel()) for name in curves}
+        for name, own in scores.items():
+            if not len(own) or np.isnan(own).any():
+                raise ArgumentError(f"the {len(own)} scores of {name!r} must be numbers, one for each of its units")
         values = np.concatenate([[-math.inf], np.unique(np.concatenate(list(scores.values()))), [math.inf]])
 
         def at(step: int) -> Levels:
@@ -136,6 +147,11 @@ class UniformDensity:
             return {name: _level(curve.widths, densities[step]) for name, curve in curves.items()}
 
         return _mildest(at, len(densities), curves, limits)
+
+
+def _check_of(of: str) -> None:
+    if of not in ("loss", "metric"):
+        raise ArgumentError(f'of={of!r} is not known: "loss" or "metric" damages add up')
 
 
 def widths_of(curves: Curves, levels: Mapping[str, int]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from scipy import stats
 
 from secateur.allocation.betting import largest_bet
 from secateur.allocation.paired_score import NUISANCE_LEVEL, restricted_share
-from secateur.errors import ArgumentError
+from secateur.errors import ArgumentError, as_number
 
 POWER = 0.8
 
@@ -39,7 +39,7 @@ def sample_size(
     True
     """
     _check(tolerance, confidence, power)
-    if not abs(drop) <= discordance <= 1:
+    if not abs(as_number("drop", drop)) <= as_number("discordance", discordance) <= 1:
         raise ArgumentError(f"discordance={discordance} must lie between the size of the drop ({drop}) and 1")
     if drop >= tolerance:
         return None
@@ -110,5 +110,5 @@ def _normal(alpha: float, power: float, gap: float, at_tolerance: float, varianc
 
 def _check(tolerance: float, confidence: float, power: float) -> None:
     for name, value in (("tolerance", tolerance), ("confidence", confidence), ("power", power)):
-        if not 0 < value < 1:
+        if not 0 < as_number(name, value) < 1:
             raise ArgumentError(f"{name}={value} must lie strictly between 0 and 1")

@@ -51,7 +51,7 @@ class Selection:
         choice: its budget.
         pictures: out-of-fold damage against budget of every candidate.
         choices: the budget that each candidate would have.
-        as_good: controls that the chosen candidate is not measurably better than at its budget.
+        as_good: controls that the chosen candidate is not measurably better than at its budget; none if nothing goes.
         reason: in words.
     """
 
@@ -140,7 +140,10 @@ def select(
     as_good = tuple(
         name
         for name, candidate in candidates.items()
-        if candidate.is_control and name != best and _is_as_good(pictures[name], pictures[best], at, standard_errors)
+        if candidate.is_control
+        and name != best
+        and choices[best].index is not None
+        and _is_as_good(pictures[name], pictures[best], at, standard_errors)
     )
     return Selection(
         name=best,
@@ -148,7 +151,7 @@ def select(
         pictures=pictures,
         choices=choices,
         as_good=as_good,
-        reason=_reason(best, candidates, choices, as_good),
+        reason=_reason(best, candidates, choices, pictures, as_good),
     )
 
 
@@ -187,17 +190,24 @@ def _reached(choice: Choice, best: Choice) -> str:
 
 
 def _reason(
-    best: str, candidates: Mapping[str, Candidate], choices: Mapping[str, Choice], as_good: Sequence[str]
+    best: str,
+    candidates: Mapping[str, Candidate],
+    choices: Mapping[str, Choice],
+    pictures: Mapping[str, BudgetCurve],
+    as_good: Sequence[str],
 ) -> str:
     words = [f"{best}: {choices[best].reason}"]
     others = [f"{name} {_reached(choice, choices[best])}" for name, choice in choices.items() if name != best]
     if others:
         words.append("of the others, " + ", ".join(others))
-    controls = [name for name, candidate in candidates.items() if candidate.is_control]
+    controls = [name for name, candidate in candidates.items() if candidate.is_control and name != best]
+    there = [name for name in controls if choices[best].budget in pictures[name].budgets]
     if candidates[best].is_control:
         words.append(f"{best} is a control: here a naive rule does best")
     elif as_good:
         words.append(f"at this budget {' and '.join(as_good)} cannot be told from it: a naive rule is as good here")
-    elif controls and choices[best].index is not None:
-        words.append(f"at this budget it is measurably better than {' and '.join(controls)}")
+    elif there and choices[best].index is not None:
+        words.append(f"at this budget it is measurably better than {' and '.join(there)}")
+    if len(there) < len(controls) and choices[best].index is not None:
+        words.append(f"{' and '.join(name for name in controls if name not in there)} cannot be cut to this budget")
     return "; ".join(words)

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from secateur.allocation.allocate import allocate
 from secateur.allocation.limits import Costs, fraction_of
 from secateur.allocation.objectives import Objective
-from secateur.errors import ArgumentError, MetricError
+from secateur.errors import ArgumentError, MetricError, as_number
 from secateur.types import Budget, Curve, Curves, Floats, Status
 
 Samples = NDArray[np.int64]
@@ -67,8 +67,10 @@ def folds(samples: int, k: int, rng: np.random.Generator) -> list[Samples]:
     Raises:
         ArgumentError: fewer than two folds, or more folds than samples.
     """
-    if not 2 <= k <= samples:
-        raise ArgumentError(f"folds={k} must lie between 2 and the number of validation samples, {samples}")
+    if not 2 <= as_number("folds", k) <= samples or k != int(k):
+        raise ArgumentError(
+            f"folds={k} must be a whole number and lie between 2 and the number of validation samples, {samples}"
+        )
     return [np.sort(part).astype(np.int64) for part in np.array_split(rng.permutation(samples), k)]
 
 
@@ -154,14 +156,16 @@ def choose(
             `standard_errors`. One interval for each budget: not a certificate, which takes fresh data.
 
     Raises:
-        ArgumentError: a confidence outside (0.5, 1).
+        ArgumentError: a negative tolerance or number of standard errors, or a confidence outside (0.5, 1).
 
     >>> bumpy = BudgetCurve((1.0, 0.8, 0.6), np.array([0., .005, .03]), np.array([0., .002, .01]), np.zeros(3))
     >>> choose(bumpy, 0.01).budget
     0.8
     """
+    if not (as_number("tolerance", tolerance) >= 0 and as_number("standard_errors", standard_errors) >= 0):
+        raise ArgumentError(f"tolerance={tolerance} and standard_errors={standard_errors} must be at least 0")
     if confidence is not None:
-        if not 0.5 < confidence < 1:
+        if not 0.5 < as_number("confidence", confidence) < 1:
             raise ArgumentError(f"confidence={confidence} must lie strictly between 0.5 and 1")
         standard_errors = float(norm.ppf(confidence))
     upper = curve.mean + standard_errors * curve.standard_error
@@ -254,8 +258,8 @@ def _check(curves: Curves, budgets: Sequence[float], folds: Sequence[Samples]) -
             f"{len(folds)} folds of {len(positions)} positions do not hold each of the curves' samples {sorted(sizes)} "
             "once: make them with `folds(samples, k, rng)`"
         )
-    if not all(0 < budget <= 1 for budget in budgets):
-        raise ArgumentError(f"budgets={tuple(budgets)} must lie in (0, 1]: fractions of the dense cost")
+    if not budgets or not all(0 < as_number("budget", budget) <= 1 for budget in budgets):
+        raise ArgumentError(f"budgets={tuple(budgets)}: needed one at least, in (0, 1], as fractions of the dense cost")
 
 
 def _measured(joint: Joint, widths: Mapping[str, int], samples: Samples) -> Floats:
