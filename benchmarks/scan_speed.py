@@ -46,7 +46,7 @@ WAYS = ("racing", "racing, indifferent", BISECTED, *DEEPENED)
 BUDGETS = (0.9, 0.8, 0.7)
 """Fractions of the multiply-adds at which allocations are compared."""
 
-SEARCH = {"samples": 500, "measurements": 30}
+SEARCH = {"share_of_samples": 0.1, "measurements": 30}
 """Of the local search from each allocation, chosen on the other half of the images."""
 
 INDIFFERENCE = {name: 3 / 8 if name in DEEPENED else 1 / 8 for name in WAYS if name != "racing"}
@@ -200,6 +200,7 @@ class Bench:
         reference, base = self.reference()
         tolerance = self.job.rule.boundaries[0]
         exact = reference.thresholds(tolerance)
+        ends = {macs: self.searched(reference, macs) for macs in BUDGETS}
         ways: dict[str, Any] = {}
         for path in sorted(self.work.glob("fast-*.json")):
             row = json.loads(path.read_text())
@@ -216,12 +217,12 @@ class Bench:
             own["groups_with_the_same_threshold"] = float(np.mean([step == 0 for step in steps]))
             own["groups_within_one_step"] = float(np.mean([step <= 1 for step in steps]))
             if row["name"] != BISECTED and "joint" not in own:
-                own["joint"] = self.compared(reference, curves, searched=row["name"] in DEEPENED)
+                own["joint"] = self.compared(reference, curves, ends=ends if row["name"] in DEEPENED else None)
         for own in ways.values():
             own |= {key: float(np.median(own[f"all_{key}"])) for key in TIMED}
             own["macs_ratio"] = base["macs"] / own["macs"]
         halves = [self.half(reference, part) for part in (0, 1)]
-        base["joint"] = self.compared(reference, reference, searched=True)
+        base["joint"] = self.compared(reference, reference, ends=ends)
         base["joint_of_halves"] = [self.compared(reference, half, ("loss",)) for half in halves]
         return {"exhaustive": base, **{name: ways[name] for name in (*WAYS, *ways) if name in ways}}
 
@@ -250,17 +251,23 @@ class Bench:
         return Scan(curves, metric=self.metric.name)
 
     def compared(
-        self, reference: Scan, curves: Scan, by: Sequence[Of] = ("loss", "metric"), *, searched: bool = False
+        self,
+        reference: Scan,
+        curves: Scan,
+        by: Sequence[Of] = ("loss", "metric"),
+        ends: Mapping[float, Mapping[str, int]] | None = None,
     ) -> dict[str, Any]:
-        """What allocations from curves lose at each budget, and how much more than those from the exhaustive scan."""
+        """What allocations from curves lose at each budget, and how much more than those from the exhaustive scan.
+
+        With `ends`, where a local search from the latter ended, also after one.
+        """
         found: dict[str, Any] = {}
         for macs in BUDGETS:
             for of in by[:1] if self.metric.name == "loss" else by:
-                allocations = [
-                    sc.allocate(each, self.cost, sc.Budget(macs=macs), objective=sc.LeastDamage(of))
+                widths = [
+                    sc.allocate(each, self.cost, sc.Budget(macs=macs), objective=sc.LeastDamage(of)).widths
                     for each in (reference, curves)
                 ]
-                widths = [allocation.widths for allocation in allocations]
                 (metric, loss), (own_metric, own_loss) = map(self.joint, widths)
                 alone = [
                     sum(c.loss_damage[c.widths.index(w[n])] for n, c in reference.items()) for w in widths
@@ -277,29 +284,29 @@ class Bench:
                         )
                     },
                 }
-                if searched and of == "loss":
-                    starts = zip(allocations, (reference, curves), strict=True)
-                    ends = [self.searched(start, each, sc.Budget(macs=macs)) for start, each in starts]
-                    (metric, loss), (own_metric, own_loss) = map(self.joint, ends)
+                if ends is not None and of == "loss":
+                    own = self.searched(curves, macs)
+                    (metric, loss), (own_metric, own_loss) = self.joint(ends[macs]), self.joint(own)
                     found[f"{macs:.0%}, by {of}"]["after local search"] = {
-                        "groups_with_the_same_width": sum(ends[0][n] == ends[1][n] for n in ends[0]),
-                        "widths": ends[1],
+                        "groups_with_the_same_width": sum(ends[macs][n] == own[n] for n in own),
+                        "widths": own,
                         self.metric.name: {"lost": _mean(own_metric), "more": _mean(own_metric - metric)},
                         "loss": {"lost": _mean(own_loss), "more": _mean(own_loss - loss)},
                     }
         return found
 
-    def searched(self, allocation: sc.Allocation, curves: Scan, budget: sc.Budget) -> Mapping[str, int]:
-        """Widths after a local search on the joint damage to the loss."""
-        drawn = np.random.default_rng(0).permutation(self.samples)[: SEARCH["samples"]]
+    def searched(self, curves: Scan, macs: float) -> Mapping[str, int]:
+        """Widths at a budget after a local search on the joint damage to the loss."""
+        budget = sc.Budget(macs=macs)
+        start = sc.allocate(curves, self.cost, budget, objective=sc.LeastDamage("loss"))
+        drawn = np.random.default_rng(0).permutation(self.samples)[: int(SEARCH["share_of_samples"] * self.samples)]
 
         def measure(widths: Mapping[str, int]) -> tuple[float, float]:
             mean, error = _mean(self.prober.damage(widths, np.sort(drawn))[1])
             return mean, error
 
-        return sc.refine(
-            allocation, curves, self.cost, budget, measure=measure, measurements=SEARCH["measurements"]
-        ).allocation.widths
+        found = sc.refine(start, curves, self.cost, budget, measure=measure, measurements=int(SEARCH["measurements"]))
+        return found.allocation.widths
 
     def joint(self, widths: Mapping[str, int]) -> tuple[Any, Any]:
         """Damage to metric and loss on each sample when all groups have these widths."""
