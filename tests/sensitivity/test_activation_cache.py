@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from counting import Counting
 from networks import CASES, Case, built
 from secateur.allocation.contenders import Contenders
 from secateur.data import Batch, as_batches
@@ -111,16 +111,6 @@ def test_later_walks_give_the_same_bit_for_bit(case: Case | None, memory_bytes: 
         for at, found in prober.replay.outputs(batch, [changes[number] for number in chosen], kept):
             torch.testing.assert_close(found, expected[chosen[at]], rtol=0, atol=0)
     assert cache.left_bytes >= 0 and memory_bytes - cache.left_bytes == sum(map(bytes_of, kept.alive.values()))
-
-
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func in {torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
-        return func(*args, **(kwargs or {}))
 
 
 def test_what_is_kept_is_not_computed_again_and_nothing_beyond_the_memory_is_kept() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from counting import Counting
 from networks import CASES, Case, built
 from secateur.data import Batch, as_batches
 from secateur.errors import SurgeryError
@@ -56,16 +57,6 @@ class Chain(nn.Module):
             half.relu_()
             x += 1
         return x
-
-
-class Counting(torch.utils._python_dispatch.TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func in {torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
-        return func(*args, **(kwargs or {}))
 
 
 def test_only_what_follows_is_run_and_writing_in_place_reaches_no_other_run() -> None:
