@@ -124,8 +124,16 @@ def test_what_a_function_reads_of_its_module_is_part_of_it(source: str, one: str
     assert first == describe(defined(source.format(one))) != describe(defined(source.format(two)))
 
 
-def test_what_a_function_does_not_read_is_no_part_of_it() -> None:
-    source = "import os\nother = {0}\ncalls = [{0}]\n\ndef measure(k): return os.path.join(k, calls[0])"
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os\nother = {0}\ncalls = [{0}]\n\ndef measure(k): return os.path.join(k, calls[0])",
+        "def theirs(k): return {0}\ntheirs.__module__ = 'theirs'\n\ndef measure(k): return theirs(k)",
+        "class Theirs:\n    __module__ = 'theirs'\n    def __call__(self, k): return {0}\n"
+        "class Mine(Theirs): pass\nmeasure = Mine()",
+    ],
+)
+def test_what_a_function_does_not_read_or_is_of_other_modules_is_no_part_of_it(source: str) -> None:
     assert describe(defined(source.format(1))) == describe(defined(source.format(2)))
 
 

@@ -197,6 +197,36 @@ def test_nothing_is_started_where_nothing_is_to_be_measured(tmp_path: Path) -> N
     assert again.tally.measured == 0 < again.tally.stored
 
 
+class Share:
+    """Of right answers, as torchmetrics would count them."""
+
+    higher_is_better = True
+
+    def reset(self) -> None:
+        self.right: list[torch.Tensor] = []
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        self.right.append(scores.argmax(-1) == targets)
+
+    def compute(self) -> torch.Tensor:
+        return torch.cat(self.right).double().mean()
+
+
+def test_objects_that_measure_can_be_sent() -> None:
+    program, groups, scores, data = setting()
+    found: list[Probe] = []
+    with pytest.raises(_EnoughError):
+        scan(
+            program, groups, scores, data, metric=Share(), loss=torch.nn.CrossEntropyLoss(), executor=_Spy(found),
+        )  # fmt: skip
+    with posted(packed_parts(found[0])) as mail:
+        prober = probe_of(mail.open())
+    values = [prober.metric.function(prober.model(x), y) for x, y in data]
+    np.testing.assert_array_equal(torch.cat(values), found[0].baseline.metric)
+    losses = [prober.loss(prober.model(x), y).detach() for x, y in data]
+    np.testing.assert_array_equal(torch.cat(losses), found[0].baseline.loss)
+
+
 def test_what_cannot_be_sent_is_named() -> None:
     program, groups, scores, data = setting()
     with pytest.raises(ArgumentError, match="the metric cannot be sent"):

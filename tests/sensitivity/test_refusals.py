@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import killable
 from secateur.errors import ArgumentError, DataError, MetricError, SecateurError, StoreError
+from secateur.measures.metrics import resolve_loss
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.scan import scan
 from secateur.storage.curve_store import CurveStore
+from secateur.surgery.plan import Plan
 
 JOB = killable.job()
 DATA = JOB[3]
@@ -57,6 +60,25 @@ def test_data_in_another_order_each_time_is_refused() -> None:
 def test_data_that_a_model_cannot_be_measured_on(validation: Any, error: type[SecateurError], words: str) -> None:
     with pytest.raises(error, match=words):
         scan(*JOB[:3], validation)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_targets_that_are_held_against_every_output_are_refused() -> None:
+    outputs = JOB[0].model[0](DATA[0][0]).detach()[:, :1]
+    targets = DATA[0][1].float()
+    for shaped in (outputs, outputs[..., None]):
+        with pytest.raises(MetricError, match=r"MSELoss held each of the outputs .* of the shape of the outputs"):
+            resolve_loss(nn.MSELoss())(shaped, targets)
+    same = resolve_loss(nn.MSELoss())(outputs.flatten(), targets)
+    np.testing.assert_array_equal(same, (outputs.flatten() - targets) ** 2)
+
+
+def test_what_is_done_after_a_cut_gives_a_model() -> None:
+    def forgetful(small: nn.Module, plan: Plan, **_: Any) -> None:
+        small.eval()
+
+    with pytest.raises(ArgumentError, match="after= gave a NoneType; needed the model"):
+        scan(*JOB, after=forgetful)
 
 
 @pytest.mark.parametrize("sparsities", [0.5, "half", None, ("a", 0.3), {"0": 0.5}])

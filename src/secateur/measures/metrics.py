@@ -159,7 +159,7 @@ def resolve_metric(metric: Any, higher_is_better: bool | None = None) -> Metric:
         direction = own if higher_is_better is None else higher_is_better
         if direction is None:
             raise MetricError(f"{type(metric).__name__} has no direction; pass higher_is_better=True or False")
-        return Metric(type(metric).__name__, _object_values(metric), direction, whole=copy.deepcopy(metric))
+        return Metric(type(metric).__name__, partial(_object_values, metric), direction, whole=copy.deepcopy(metric))
     if callable(metric):
         if higher_is_better is None:
             raise MetricError("a metric that is a function has no direction; pass higher_is_better=True or False")
@@ -229,13 +229,20 @@ def resolve_loss(loss: Any) -> PerSample:
     if hasattr(loss, "reduction"):
         single = copy.deepcopy(loss)
         single.reduction = "none"
-
-        def values(outputs: Any, targets: Any) -> Tensor:
-            raw: Tensor = single(logits(outputs), targets)
-            return raw.flatten(1).mean(1) if raw.ndim > 1 else raw
-
-        return values
+        return partial(_module_losses, single)
     return loss  # type: ignore[no-any-return]
+
+
+# Functions of a module, as those within others cannot be sent to workers.
+def _module_losses(single: Any, outputs: Any, targets: Any) -> Tensor:
+    scores = logits(outputs)
+    raw: Tensor = single(scores, targets)
+    if isinstance(targets, Tensor) and raw.numel() > max(scores.numel(), targets.numel()):
+        raise MetricError(
+            f"{type(single).__name__} held each of the outputs {kind_of(scores)} against each of the targets "
+            f"{kind_of(targets)}; give targets of the shape of the outputs, or loss='mse'"
+        )
+    return raw.flatten(1).mean(1) if raw.ndim > 1 else raw
 
 
 def per_sample(
@@ -285,17 +292,14 @@ def _with_direction(metric: Metric, higher_is_better: bool | None) -> Metric:
     return metric
 
 
-def _object_values(metric: Any) -> PerSample:
-    def values(outputs: Any, targets: Any) -> Tensor:
-        single = copy.deepcopy(metric)
-        found = []
-        for k in range(len(targets)):
-            single.reset()
-            single.update(logits(outputs)[k : k + 1], targets[k : k + 1])
-            found.append(torch.as_tensor(single.compute(), dtype=torch.float64).reshape(()))
-        return torch.stack(found)
-
-    return values
+def _object_values(metric: Any, outputs: Any, targets: Any) -> Tensor:
+    single = copy.deepcopy(metric)
+    found = []
+    for k in range(len(targets)):
+        single.reset()
+        single.update(logits(outputs)[k : k + 1], targets[k : k + 1])
+        found.append(torch.as_tensor(single.compute(), dtype=torch.float64).reshape(()))
+    return torch.stack(found)
 
 
 def _mean_over_targets(values: Tensor, targets: Tensor) -> Tensor:

@@ -152,7 +152,13 @@ class Probe:
             )
         # A graph takes batches of other sizes only where it was verified to.
         small = cut(self.program.model, plan, program=self.program, verify=plan.fallback == "graph")
-        yield small if self.after is None else self.after(small, plan, program=self.program, groups=self.groups)
+        if self.after is None:
+            yield small
+            return
+        found: object = self.after(small, plan, program=self.program, groups=self.groups)
+        if not isinstance(found, nn.Module):
+            raise ArgumentError(f"after= gave a {type(found).__name__}; needed the model as it is to be measured")
+        yield found
 
 
 def probe(

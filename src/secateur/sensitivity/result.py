@@ -1,7 +1,7 @@
 """What a scan found: curves, what they took, and what to doubt."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,9 @@ from secateur.types import Curve, Curves, Floats
 NOTHING = 1e-6
 """Greatest loss damage of a sample that rounding may cause."""
 
+
+CHANCE = 3.0
+"""Standard errors that are more than chance."""
 
 NAME, COLUMNS, NEAR = 26, 5, 0.05
 """Of a printed table: longest name, most sparsities, and how far the one shown may be from the heading."""
@@ -169,6 +172,11 @@ class Scan(Mapping[str, Curve]):
                 f"what was predicted agrees with the measured loss damage to a rank correlation of {agreement:.2f} "
                 f"(Spearman, {self._beside(self.surrogate).shape[1]} points)"
             )
+        if falls(self.curves.values()):
+            yield (
+                "the loss is lower without the units, in every group: if more of it is better, as of a likelihood, "
+                "turn its sign, as allocations take what it gains for damage"
+            )
         if self.suspicious:
             yield (
                 f"suspicious: removing units of {', '.join(self.suspicious)} changed nothing at any sparsity; suspect "
@@ -191,6 +199,21 @@ def changes_nothing(curve: Curve) -> bool:
     """Whether something was measured, and no sample's metric or loss changed beyond rounding at any sparsity."""
     measured = np.concatenate([curve.damage[1:], curve.loss_damage[1:]])
     return bool(np.isfinite(measured).any()) and not (np.nan_to_num(np.abs(measured), nan=0.0) > NOTHING).any()
+
+
+def falls(curves: Iterable[Curve]) -> bool:
+    """Whether every group's loss is lower at its highest sparsity, by more than chance, and its metric is worse there.
+
+    >>> worse, lower = np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[0.0, 0.0], [-2.0, -3.0]])
+    >>> falls([Curve("a", (2, 1), (0, 0.5), worse, lower)]), falls([Curve("a", (2, 1), (0, 0.5), worse, worse)])
+    (True, False)
+    """
+    found = []
+    for curve in curves:
+        loss = replace(curve, damage=curve.loss_damage)
+        gained = -loss.mean()[-1]
+        found.append(gained > CHANCE * loss.standard_error()[-1] and curve.mean()[-1] > 0)
+    return bool(found) and all(found)
 
 
 def _table(metric: str, curves: Curves, after: str) -> str:
