@@ -79,6 +79,15 @@ def within_tolerance(net: Net) -> sc.Result:
     return sc.prune(net, ARGS, **DATA, tolerance=0.03, retrain=TRAINING, **QUICK)
 
 
+@pytest.mark.parametrize("part", ["validation", "train", "calibration"])
+def test_data_that_were_chosen_by_certify_nothing(net: Net, part: str) -> None:
+    x, y = (torch.cat(rows) for rows in zip(*DATA["test"], strict=True))
+    own = [(torch.cat([a, x[:20]]), torch.cat([b, y[:20]])) for a, b in DATA["train"][:1]]
+    data = {**DATA, part: own}
+    with pytest.raises(sc.DataError, match="have samples in common"):
+        sc.prune(net, ARGS, **data, tolerance=0.05, **QUICK)
+
+
 def test_a_tolerance_gives_a_smaller_model_within_it(net: Net, within_tolerance: sc.Result) -> None:
     result = within_tolerance
     assert type(result.model) is Net
@@ -243,6 +252,9 @@ def test_a_certificate_spends_what_it_is_given_and_leaves_the_rest(net: Net, tmp
     with pytest.raises(sc.StoreError):
         sc.certify(net, net, DATA["test"], run_dir=tmp_path)
     assert sc.certify(net, net, DATA["test"], run_dir=tmp_path, spend=0.04).level == pytest.approx(0.04)
+    for part in ("validation", "train"):
+        with pytest.raises(sc.StoreError, match=r"for choices of this run, as its .* data.*use fresh test data"):
+            sc.certify(net, net, DATA[part], run_dir=tmp_path)
 
 
 def test_an_impossible_tolerance_leaves_the_model(net: Net) -> None:

@@ -104,7 +104,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         kwargs: example inputs by keyword, for models whose batches are mappings.
         validation: batches that choose: curves, folds, acceptance of rounds.
         train: batches to retrain on, and to calibrate on unless `calibration` is given.
-        test: batches for the certificate, read after all choices are made; None = no certificate.
+        test: batches for the certificate, which the models see after all choices are made; None = no certificate.
+            Samples of the validation or calibration data among them are an error.
         calibration: batches for scores and repair.
         metric: name, function or torchmetrics-like object; see `resolve_metric`. An object that is no mean over samples
             is resampled 200 times for each damage, and its certificate is asymptotic.
@@ -159,7 +160,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         BudgetError: no allocation meets the budget.
         TraceError: the model cannot be exported.
         SurgeryError: the cut model could not be retrained: modules that only training mode reaches do not fit it.
-        DataError, MetricError, NumericalError: unusable data, metric or values.
+        DataError, MetricError, NumericalError: unusable data, metric or values; test data that were chosen by.
         StoreError: the run directory is of other settings, operators or data, or another process uses it.
     """
     _check_arguments(tolerance, budget, rounds, folds, controls)
@@ -204,6 +205,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             run = stack.enter_context(open_run(Path(run_dir), settings))
             store = stack.enter_context(CurveStore.open(Path(run_dir) / "curves.sqlite"))
         with clock.stage("baseline"):
+            exam.check_fresh([held, calibrating], None if run is None else Path(run.path))
             found_metric = usable(model, held, found_metric)
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
         with clock.stage("trial cuts"):

@@ -2,13 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from secateur.allocation.certificate import Certificate
 from secateur.data import Batches
+from secateur.errors import DataError
 from secateur.pipeline.certify import certify
 from secateur.pipeline.choosing import Rivals, control_criterion, found_way, measured_front
 from secateur.pipeline.reporting import tell
@@ -19,7 +21,7 @@ from secateur.pipeline.story import Story
 from secateur.pipeline.task import Task
 from secateur.pipeline.widths import ByCurves, uniformly
 from secateur.progress import Progress
-from secateur.storage.data_uses import Level
+from secateur.storage.data_uses import Level, mark, reserve
 from secateur.surgery.plan import Plan
 from secateur.training.schedules import Schedule
 from secateur.types import Budget, Note
@@ -38,6 +40,24 @@ class Exam:
     data: Batches | None
     confidence: float
     spend: Level
+
+    def check_fresh(self, others: Sequence[Batches], run_dir: Path | None) -> None:
+        """Refuse test data that hold samples of others, by which the run chooses; remember these.
+
+        Raises:
+            DataError: such test data.
+        """
+        own = None if self.data is None else mark(self.data)
+        for other in others:
+            seen = mark(other)
+            if own is not None and own.shares(seen):
+                raise DataError(
+                    f"the test data and the {other.name} data have samples in common, so that a certificate would be "
+                    "of data that were chosen by: pass test data that nothing else reads, or test=None"
+                )
+            if run_dir is not None:
+                claim, about = f"{other.name} {seen.digest}", f"choices of this run, as its {other.name} data"
+                reserve(run_dir, seen, claim=claim, about=about)
 
     def certificate(self, task: Task, small: nn.Module, tolerance: float | None) -> Certificate | None:
         """What the pruned model loses on the test data."""

@@ -153,6 +153,11 @@ def spend(
         return _spending(new, [*same, new])
 
 
+def reserve(directory: Path, data: DataMark, *, claim: str, about: str) -> None:
+    """Write down that the data are used for choices, which leaves nothing of them for a certificate."""
+    spend(directory, data, claim=claim, about=about, allowed=math.inf, level=1.0)
+
+
 def _wanted(level: Level, allowed: float, number: int) -> float:
     if level == "sequence":
         return 6 * allowed / (math.pi * number) ** 2
