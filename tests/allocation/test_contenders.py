@@ -9,7 +9,7 @@ from secateur.allocation.allocate import allocate
 from secateur.allocation.contenders import Contenders, error_of_part, lowered
 from secateur.allocation.objectives import LeastDamage
 from secateur.errors import ArgumentError
-from secateur.types import Curve, Curves
+from secateur.types import Budget, Curve, Curves
 
 WIDTHS, SAMPLES, FIRST = (6, 5, 4, 3, 2, 1), 256, 16
 
@@ -126,6 +126,7 @@ def test_single_values_and_infinite_damage_stay_as_they_are() -> None:
 def test_settings_out_of_range() -> None:
     for bad, word in (
         ({"budgets": ()}, "budgets"),
+        ({"budgets": Budget(macs=0.5)}, "needed a list"),
         ({"budgets": (1.0,), "share": 0.0}, "share"),
         ({"budgets": (1.0,), "share": 1.1}, "share"),
         ({"budgets": (1.0,), "standard_errors": -1.0}, "standard_errors"),

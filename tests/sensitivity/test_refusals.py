@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import killable
 from secateur.errors import ArgumentError, DataError, MetricError, SecateurError, StoreError
+from secateur.graph.groups import find_groups
+from secateur.graph.trace import trace
 from secateur.measures.metrics import resolve_loss
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.scan import scan
 from secateur.storage.curve_store import CurveStore
 from secateur.surgery.plan import Plan
+from secateur.types import Budget
 
 JOB = killable.job()
 DATA = JOB[3]
@@ -42,6 +45,64 @@ def test_data_in_another_order_each_time_is_refused() -> None:
     one, two = scan(*JOB), scan(*JOB[:3], DataLoader(WHOLE, batch_size=40))
     for name, curve in one.items():
         np.testing.assert_array_equal(curve.loss_damage, two[name].loss_damage)
+
+
+class _Scaled(nn.Module):
+    """Takes a tensor that holds no samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x))) * scale
+
+
+class _Centred(nn.Module):
+    """Samples depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.one(x - x.mean(0)))) * scale.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "words"),
+    [
+        (_Scaled(), 10, None),
+        (_Scaled(), 5, r"the model fails \(RuntimeError.* a tensor as long as the batch"),
+        (_Centred(), 20, r"the losses of \d+ of 10 samples are others.*samples depend on each other.* or racing=None"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_not_raced(model: nn.Module, size: int, words: str | None) -> None:
+    torch.manual_seed(0)
+    x, scale = torch.randn(60, 12), torch.rand(5) * 10
+    data = [(part, scale, torch.arange(size) % 5) for part in x.split(size)]
+    program = trace(model, (x[:3], scale))
+    groups = find_groups(program)
+    job = program, groups, {group.name: torch.arange(float(group.size)) for group in groups}, data
+    whole = scan(*job)
+    if words is not None:
+        with pytest.raises(DataError, match=words):
+            scan(*job, racing=Racing((0.1,), stage=5))
+        return
+    for name, curve in scan(*job, racing=Racing((0.1,), stage=5)).items():
+        known = ~np.isnan(curve.loss_damage)
+        np.testing.assert_allclose(curve.loss_damage[known], whole[name].loss_damage[known], atol=1e-5)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_losses_that_differ_by_rounding_may_be_drawn(alike: bool) -> None:
+    """Of an order of sums that depends on how many samples there are."""
+
+    def rounded(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = 1 + 0 * outputs[:, 0] if alike else torch.sin(1000 * outputs[:, 0])
+        return losses + (5e-4 if alike else 0.02 * losses.std()) * (len(targets) == 20)
+
+    assert scan(*JOB, loss=rounded, racing=Racing((0.1,)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +155,14 @@ def test_sparsities_may_be_a_tensor() -> None:
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [("racing", (0.1,)), ("executor", "ray"), ("store", Path("points")), ("progress", True), ("after", "repair")],
+    [
+        ("racing", (0.1,)),
+        ("deepen", Budget(macs=0.5)),
+        ("executor", "ray"),
+        ("store", Path("points")),
+        ("progress", True),
+        ("after", "repair"),
+    ],
 )
 def test_an_argument_of_another_kind_is_named(name: str, given: Any) -> None:
     with pytest.raises(ArgumentError, match=f"{name} is a {type(given).__name__}; pass "):

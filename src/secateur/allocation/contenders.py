@@ -49,8 +49,10 @@ class Contenders:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.budgets:
-            raise ArgumentError("budgets is empty: give those for which levels will be chosen")
+        if not isinstance(self.budgets, Sequence) or not self.budgets:
+            raise ArgumentError(
+                f"budgets={self.budgets!r}: needed a list of those that levels are chosen for, as in [Budget(macs=0.5)]"
+            )
         if not 0 < self.share <= 1:
             raise ArgumentError(f"share={self.share} must lie in (0, 1]: the part of the samples that is enough")
         if not 0 <= self.standard_errors < math.inf:

@@ -17,6 +17,7 @@ from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.failures import Patient
 from secateur.sensitivity.keys import context_key, known_baseline
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
+from secateur.sensitivity.mixing import check_drawing
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
@@ -139,6 +140,7 @@ def measure_curves(
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
     _check_kind("racing", racing, racing is None or isinstance(racing, Racing), "sc.Racing((tolerance,))")
+    _check_kind("deepen", deepen, deepen is None or callable(deepen), "sc.Contenders(costs, [budget])")
     _check_kind("executor", executor, executor is None or hasattr(executor, "start"), "sc.ProcessExecutor(2), or None")
     _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "one with stages, or None")
     chosen = chosen_executor(workers, executor)
@@ -153,6 +155,8 @@ def measure_curves(
     }
     if any(point.seen < len(prober.baseline.loss) for own in levels.values() for point in own):
         check_repeats(prober.data)
+        if racing is not None:
+            check_drawing(prober)
     most = max(map(len, levels.values()), default=0)
     rounds = most.bit_length() * len(racing.boundaries) if racing is not None and racing.bisect else 0
     count = len(levels) * rounds if rounds else sum(map(len, levels.values()))
