@@ -169,6 +169,33 @@ def test_an_argument_of_another_kind_is_named(name: str, given: Any) -> None:
         scan(*JOB, **{name: given})
 
 
+@pytest.mark.parametrize("surrogate", [3, {"0": 0.5}])
+def test_a_surrogate_says_what_is_predicted_at_each_width(surrogate: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"surrogate is a \w+; pass \{group name"):
+        scan(*JOB, surrogate=surrogate)
+
+
+@pytest.mark.parametrize("groups", [JOB[1][0], {group.name: group for group in JOB[1]}, ["0"]])
+def test_groups_are_a_list(groups: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"groups is a \w+; pass a list of groups"):
+        scan(JOB[0], groups, *JOB[2:])
+
+
+def test_a_model_that_was_changed_since_it_was_traced() -> None:
+    program, groups, scores, data = killable.job()
+    program.model[2] = nn.Tanh()
+    with pytest.raises(ArgumentError, match=r"the model has no '2\.\w+', in which units of the groups lie"):
+        scan(program, groups, scores, data)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list])
+def test_scores_may_be_arrays_or_lists(kind: Any) -> None:
+    program, groups, scores, data = JOB
+    one, two = scan(*JOB), scan(program, groups, {name: kind(own) for name, own in scores.items()}, data)
+    for name, curve in one.items():
+        np.testing.assert_array_equal(curve.loss_damage, two[name].loss_damage)
+
+
 def test_a_model_is_no_program() -> None:
     with pytest.raises(ArgumentError, match=r"program is a Sequential; pass what sc\.trace"):
         scan(JOB[0].model, *JOB[1:])

@@ -5,7 +5,7 @@ from typing import Any
 
 from secateur.data import BatchFn, as_batches, check_repeats
 from secateur.errors import ArgumentError
-from secateur.graph.trace import Program
+from secateur.graph.trace import Program, named_state
 from secateur.measures.metrics import resolve_loss, resolve_metrics
 from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
@@ -101,6 +101,7 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         NumericalError: metric or loss of the whole model is not finite.
     """
     _check_kind("program", program, isinstance(program, Program), "what sc.trace(model, args) gives")
+    _check_groups(program, groups)
     _check_kind("after", after, after is None or callable(after) or isinstance(after, InPlace), "sc.AfterRepair(data)")
     _check_kind("store", store, store is None or hasattr(store, "get"), "what CurveStore.open(path) gives")
     data = as_batches(validation, "validation", batch_fn)
@@ -141,6 +142,10 @@ def measure_curves(
     """The curves of every group of a probe; see `scan`."""
     _check_kind("racing", racing, racing is None or isinstance(racing, Racing), "sc.Racing((tolerance,))")
     _check_kind("deepen", deepen, deepen is None or callable(deepen), "sc.Contenders(costs, [budget])")
+    is_surrogate = surrogate is None or (
+        isinstance(surrogate, Mapping) and all(isinstance(own, Mapping) for own in surrogate.values())
+    )
+    _check_kind("surrogate", surrogate, is_surrogate, "{group name: {width: predicted damage}}, as sc.predict gives")
     _check_kind("executor", executor, executor is None or hasattr(executor, "start"), "sc.ProcessExecutor(2), or None")
     _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "one with stages, or None")
     chosen = chosen_executor(workers, executor)
@@ -182,6 +187,17 @@ def measure_curves(
         after=name_of(prober.after),
         surrogate=surrogate or {},
     )
+
+
+def _check_groups(program: Program, groups: Sequence[Group]) -> None:
+    is_right = not isinstance(groups, Mapping | Group) and all(isinstance(group, Group) for group in groups)
+    _check_kind("groups", groups, is_right, "a list of groups, as find_groups(program) gives")
+    places = {piece.parameter for group in groups for piece in group.slices}
+    if missing := sorted(places - named_state(program.model).keys()):
+        raise ArgumentError(
+            f"the model has no {missing[0]!r}, in which units of the groups lie: it is another one than that of the "
+            "groups, or was changed since; trace it and find its groups again"
+        )
 
 
 def _check_kind(name: str, given: object, is_right: bool, needed: str) -> None:

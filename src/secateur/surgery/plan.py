@@ -249,7 +249,7 @@ def top_units(group: Group, scores: Scores, width: int) -> Tensor:
     """Positions of the `width` best units of each row, ascending; ties go to the lower position."""
     if group.name not in scores:
         raise ArgumentError(f"there are no scores for group {group.name!r}; score it first")
-    values = scores[group.name]
+    values = torch.as_tensor(scores[group.name])
     if values.shape != (group.size,):
         raise PlanError(f"scores of group {group.name!r} have shape {tuple(values.shape)}; needed ({group.size},)")
     if bool(values.isnan().any()):
