@@ -71,6 +71,20 @@ def test_nan_is_beaten_by_all_and_progress_counts() -> None:
             front(**{"curves": curves_of(0), "cost": COST, "measure": lambda w: (0.0, 0.0), **wrong})
 
 
+def test_a_point_that_is_known_better_may_be_within_where_a_better_one_is_not() -> None:
+    def measure(widths):
+        return (1.0, 0.5) if widths["a"] == 1 else (1.1, 0.1)
+
+    zeros = np.zeros((3, 2))
+    found = front(
+        {"a": Curve("a", (4, 2, 1), (0.0, 0.5, 0.75), zeros, zeros)},
+        lambda widths: widths["a"], measure=measure, budgets=[0.5, 0.25],
+    )  # fmt: skip
+    assert [point.share for point in found.best] == [1.0, 0.25]
+    assert [found.within(damage).share for damage in (1.5, 1.25, 1.0)] == [0.25, 0.5, 1.0]
+    assert found.within(-0.1) is None
+
+
 def test_what_is_no_budget_goal_or_damage_is_named() -> None:
     curves, price = curves_of(0), lambda widths: float(sum(widths.values()))
     for more, error, match in (

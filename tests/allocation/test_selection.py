@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secateur.allocation.objectives import EqualDamage, LeastDamage, UniformDensity
-from secateur.allocation.selection import Candidate, select
+from secateur.allocation.selection import GRID, Candidate, select
 from secateur.allocation.thresholds import BudgetCurve, averaged, choose, merged, refine_budgets
 from secateur.errors import ArgumentError
 from secateur.types import Curve
@@ -177,6 +177,31 @@ def test_where_nothing_goes_no_rule_is_as_good() -> None:
 def test_settings_that_mean_nothing_are_named(more) -> None:
     with pytest.raises(ArgumentError, match="budget" if "budgets" in more else next(iter(more))):
         select({"x": candidate({"a": 1.0}, 0, 40)}, cost=cost, **{"tolerance": 0.1, **more})
+
+
+@pytest.mark.parametrize(("more", "rate"), [({}, 0.159), ({"confidence": 0.95}, 0.05)])
+def test_the_true_damage_exceeds_the_tolerance_as_often_as_is_said(more, rate: float) -> None:
+    """The least favourable place of the tolerance: right above a budget of the grid the damage is too large."""
+    rng = np.random.default_rng(0)
+    samples, runs, tolerance = 1000, 500, 0.0149
+
+    def true_damage(budget: float) -> float:
+        return 0.06 * (1 - budget) ** 2
+
+    exceeded = 0
+    for _ in range(runs):
+        lost, gained = rng.random(samples), rng.random(samples) < 0.02
+
+        def measure(budgets, lost=lost, gained=gained):
+            ordered = tuple(sorted(budgets, reverse=True))
+            rows = np.array([(lost < true_damage(b) + 0.02 * (b < 1)) * 1.0 - gained * (b < 1) for b in ordered])
+            error = rows.std(axis=1, ddof=1) / np.sqrt(samples)
+            return BudgetCurve(ordered, rows.mean(axis=1), error, np.zeros(len(rows)))
+
+        _, choice = refine_budgets(measure, GRID, lambda c: choose(c, tolerance, **more), refinements=6)
+        exceeded += true_damage(choice.budget) > tolerance
+    allowed = rate * 7 / 6
+    assert allowed / 2 < exceeded / runs <= allowed + 2 * np.sqrt(allowed / runs)
 
 
 def test_a_confidence_is_the_quantile_of_the_normal_distribution() -> None:

@@ -113,6 +113,67 @@ def test_agreement_needs_no_labels_and_bounds_the_drop() -> None:
         sc.certify(dense, pruned, batches(labels=False), tolerance=0.06)
 
 
+class Given(nn.Module):
+    """Scores by sample number, of any shape."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(scores)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores[x.long()]
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "targets"),
+    [
+        ((3, 4, 5), 1, (4, 5)),  # images
+        ((3, 4, 5), 1, None),
+        ((4, 3), 2, (4,)),  # steps
+        ((4, 3), 2, None),
+        ((3, 4), 1, (4,)),
+        ((3,), 1, ()),
+    ],
+)
+def test_a_sample_agrees_only_where_no_class_changes(shape, classes, targets) -> None:
+    before = torch.rand(40, *shape, generator=torch.Generator().manual_seed(0))
+    after = before.movedim(classes, -1).clone()
+    places = after.reshape(40, -1, 3)
+    places[::2, 0] = places[::2, 0].roll(1, -1)
+    after = places.reshape(after.shape).movedim(-1, classes)
+    x = torch.arange(40)
+    data = [x] if targets is None else [(x, torch.zeros(40, *targets, dtype=torch.long))]
+    [part] = sc.certify(Given(before), Given(after), data, metric="agreement").parts
+    assert part.drop == 0.5
+
+
+def test_a_sample_agrees_only_where_no_label_of_several_changes() -> None:
+    """The highest of five scores stays the highest; another one changes its sign."""
+    before = torch.tensor([5.0, 1.0, -1.0, -1.0, 2.0]).repeat(40, 1)
+    after = before.clone()
+    after[::4, 1] = -0.5
+    data = [(torch.arange(40), torch.zeros(40, 5))]
+    [agreement, accuracy] = sc.certify(Given(before), Given(after), data, metric=["agreement", "accuracy"]).parts[::-1]
+    assert agreement.drop == 0.25 and agreement.drop >= abs(accuracy.drop) > 0
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_probabilities_have_no_signs_that_could_agree(shape, labels: bool) -> None:
+    before = torch.linspace(-2, 2, 40).reshape(40, *shape)
+    after = torch.where(before.abs() < 0.2, -before, before)
+    data = [(torch.arange(40), torch.zeros(40))] if labels else [torch.arange(40)]
+    [part] = sc.certify(Given(before), Given(after), data, metric="agreement").parts
+    assert part.drop == pytest.approx(float((before.abs() < 0.2).double().mean()))
+    with pytest.raises(sc.MetricError, match="as probabilities are"):
+        sc.certify(Given(before.sigmoid()), Given(after.sigmoid()), data, metric="agreement")
+
+
+def test_a_sequence_needs_every_tolerance() -> None:
+    with pytest.raises(sc.ArgumentError, match="a sequence needs a tolerance"):
+        sc.certify_sequence(model(), [model()], batches(), tolerance={"accuracy": None})  # type: ignore[dict-item]
+
+
 def test_scores_that_are_not_finite_are_never_better() -> None:
     broken = model()
     with torch.no_grad():

@@ -50,8 +50,9 @@ class Front:
 
     def within(self, damage: float) -> Point | None:
         """The cheapest point whose damage plus one standard error is at most `damage`; None if there is none."""
-        fine = [point for point in self.best if point.damage + point.standard_error <= damage]
-        return min(fine, key=lambda point: point.share, default=None)
+        # Of all points: one that is beaten in the mean may be known better.
+        fine = [point for point in self.points if point.damage + point.standard_error <= damage]
+        return min(fine, key=lambda point: (point.share, point.damage), default=None)
 
     def __str__(self) -> str:
         """A table."""

@@ -55,8 +55,8 @@ def certify(  # noqa: PLR0913 - one argument for each thing that a user may deci
         test: batches that nothing else has read.
         tolerance: damage to rule out, in units of the metric; one a metric by name if there are several.
             None = state bounds only.
-        metric: see `resolve_metric`; or "agreement", the share of equal predictions (argmax over the last
-            dimension), which needs no targets and bounds the drop in accuracy; or a list of these.
+        metric: see `resolve_metric`; or "agreement", the share of samples of which all predictions are equal, which
+            needs no targets and bounds the drop in accuracy (see `paired_values`); or a list of these.
         higher_is_better: direction of a metric that is a function.
         confidence: in (0, 1).
         slices: one label a sample, or "targets" for the classes: each slice must pass too.
@@ -124,7 +124,7 @@ def certify_sequence(  # noqa: PLR0913 - those of `certify`
         ArgumentError: there is no tolerance or no candidate, or a value outside its range.
         DataError, MetricError, StoreError: as in `certify`.
     """
-    if tolerance is None:
+    if tolerance is None or (isinstance(tolerance, Mapping) and None in tolerance.values()):
         raise ArgumentError("a sequence needs a tolerance: it stops at the first candidate that exceeds it")
     claims = claims_of(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
     purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn), claims)

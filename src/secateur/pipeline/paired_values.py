@@ -1,6 +1,7 @@
 """What two models give for the same samples."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.data import Batch, Batches, to_device
-from secateur.errors import ArgumentError, DataError
+from secateur.errors import ArgumentError, DataError, MetricError
 from secateur.graph.trace import in_eval_mode
 from secateur.measures.metrics import Metric, per_sample
-from secateur.measures.outputs import logits
+from secateur.measures.outputs import class_scores, logits
 from secateur.storage.data_uses import sample_digests
 from secateur.types import Floats
 
@@ -57,17 +58,20 @@ def paired_values(
         after: the pruned model.
         data: batches; moved to each model's device.
         metrics: per-sample metrics, of different names.
-        agreement: compare predictions too, by argmax over the last dimension (by sign, if it has one element).
+        agreement: compare predictions too: the class with the highest score, or the sign of a score without classes.
+            Which dimension holds the classes is read off the targets; without targets it is the second of four
+            dimensions or more (images), and else the last.
         classes: keep the targets as the samples' classes.
 
     Raises:
         DataError: there are no targets, and they are needed.
         ArgumentError: the classes are wanted, and the targets are not one class a sample.
-        MetricError: a metric gives values of another shape.
+        MetricError: a metric gives values of another shape, or agreement is asked for of probabilities without classes.
     """
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {m.name: ([], []) for m in metrics}
     changed: list[Tensor] = []
     labels: list[Tensor] = []
+    lowest: list[float] = []
     digests: list[str] = []
     # Batch by batch, both models: their samples are the same even if the source shuffles or augments.
     with in_eval_mode(before), in_eval_mode(after), torch.no_grad():
@@ -84,9 +88,15 @@ def paired_values(
                     )
                     kept.append(values.detach().double().cpu())
             if agreement:
-                changed.append(_changed(outputs[0], outputs[1], batch.size))
+                changed.append(_changed(outputs[0], outputs[1], batch))
+                lowest.append(_lowest_sign(outputs[0], batch))
             if classes:
                 labels.append(_class_of(batch.targets, batch.size))
+    if lowest and 0 <= min(lowest) < math.inf:
+        raise MetricError(
+            f"agreement compares the signs of scores, and all of the dense model's are {min(lowest):g} or more, as "
+            "probabilities are: let both models give scores that are negative below the threshold"
+        )
     return Paired(
         {name: (torch.cat(old).numpy(), torch.cat(new).numpy()) for name, (old, new) in found.items()},
         torch.cat(changed).numpy() if changed else np.zeros(0, dtype=bool),
@@ -123,13 +133,35 @@ def _beside(targets: Any, outputs: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and device else leaf, targets)
 
 
-def _changed(before: Any, after: Any, size: int) -> Tensor:
+def _changed(before: Any, after: Any, batch: Batch) -> Tensor:
     """Samples with another prediction anywhere, or with scores that are not finite."""
-    old, new = (logits(outputs).detach().cpu() for outputs in (before, after))
-    single = old.ndim == 1 or old.shape[-1] == 1
-    differs = (old > 0) != (new > 0) if single else (old.argmax(-1) != new.argmax(-1)).unsqueeze(-1)
-    found: Tensor = differs.reshape(size, -1).any(1) | ~new.isfinite().reshape(size, -1).all(1)
-    return found
+    old, new = (_scores(outputs, batch.targets) for outputs in (before, after))
+    changed = ~new.isfinite().reshape(batch.size, -1).all(1)
+    if old.ndim > 1 and old.shape[-1] > 1:
+        changed |= (old.argmax(-1) != new.argmax(-1)).reshape(batch.size, -1).any(1)
+    if _has_signs(old, batch.targets):
+        changed |= ((old > 0) != (new > 0)).reshape(batch.size, -1).any(1)
+    return changed
+
+
+def _scores(outputs: Any, targets: Any) -> Tensor:
+    """Scores with the classes last."""
+    if isinstance(targets, Tensor):
+        return class_scores(outputs, targets).detach().cpu()
+    scores = logits(outputs).detach().cpu()
+    return scores.movedim(1, -1) if scores.ndim > 3 else scores
+
+
+def _has_signs(scores: Tensor, targets: Any) -> bool:
+    """Whether each score may be a decision of its own: as many as there are targets, or one class."""
+    return scores.ndim == (targets.ndim if isinstance(targets, Tensor) else 1) or scores.shape[-1] == 1
+
+
+def _lowest_sign(outputs: Any, batch: Batch) -> float:
+    """The lowest score where signs alone decide; infinity elsewhere."""
+    scores = _scores(outputs, batch.targets)
+    only_signs = _has_signs(scores, batch.targets) and (scores.ndim == 1 or scores.shape[-1] == 1)
+    return float(scores.min()) if only_signs else math.inf
 
 
 def _class_of(targets: Any, size: int) -> Tensor:
