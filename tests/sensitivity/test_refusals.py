@@ -74,10 +74,18 @@ class _Centred(nn.Module):
     [
         (_Scaled(), 10, None),
         (_Scaled(), 5, r"the model fails \(RuntimeError.* a tensor as long as the batch"),
-        (_Centred(), 20, r"the losses of \d+ of 10 samples are others.*samples depend on each other.* or racing=None"),
+        (
+            _Centred(),
+            20,
+            r"the losses of \d+ of (10|2) samples are others.*samples depend on each other.* or racing=None",
+        ),
     ],
 )
-def test_samples_that_cannot_be_drawn_are_not_raced(model: nn.Module, size: int, words: str | None) -> None:
+@pytest.mark.parametrize("most", [64, 4])
+def test_samples_that_cannot_be_drawn_are_not_raced(
+    model: nn.Module, size: int, words: str | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.sensitivity.mixing.MOST", most)
     torch.manual_seed(0)
     x, scale = torch.randn(60, 12), torch.rand(5) * 10
     data = [(part, scale, torch.arange(size) % 5) for part in x.split(size)]
