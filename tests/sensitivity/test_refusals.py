@@ -142,6 +142,17 @@ def test_targets_that_are_held_against_every_output_are_refused() -> None:
     np.testing.assert_array_equal(same, (outputs.flatten() - targets) ** 2)
 
 
+def test_a_metric_or_loss_leaves_the_outputs_to_others_as_they_are() -> None:
+    def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.exp_()[torch.arange(len(targets)), targets]
+
+    for measured in ({"loss": losses}, {"metric": [losses, "accuracy"], "higher_is_better": False}):
+        with pytest.raises(MetricError, match=r"writes to the outputs or targets in place; let it work on a copy"):
+            scan(*JOB, **measured)
+    with torch.inference_mode():
+        assert scan(*JOB)
+
+
 def test_what_is_done_after_a_cut_gives_a_model() -> None:
     def forgetful(small: nn.Module, plan: Plan, **_: Any) -> None:
         small.eval()

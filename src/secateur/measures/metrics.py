@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from secateur.errors import MetricError, SecateurError
 from secateur.measures.aggregate import Aggregate, OfSums
@@ -251,8 +252,9 @@ def per_sample(
     """Call a metric or loss and check that it gives one value for each sample, or one row of numbers.
 
     Raises:
-        MetricError: another shape, or it failed.
+        MetricError: another shape, or it failed, or it writes to what others are measured on.
     """
+    before = _versions(outputs, targets)
     try:
         values = function(outputs, targets)
     except SecateurError:
@@ -263,6 +265,8 @@ def per_sample(
             f"{name} failed on outputs {kind_of(outputs)} and targets {kind_of(targets)}: "
             f"{type(error).__name__}: {error}{remedy}"
         ) from error
+    if _versions(outputs, targets) != before:
+        raise MetricError(f"{name} writes to the outputs or targets in place; let it work on a copy")
     if rows and isinstance(values, Tensor) and values.ndim == 2 and len(values) == samples:
         return values
     if not isinstance(values, Tensor) or values.shape != (samples,):
@@ -272,6 +276,12 @@ def per_sample(
             "one value for each sample (with torch's losses: reduction='none')"
         )
     return values
+
+
+def _versions(*values: Any) -> list[int]:
+    """How often each tensor was written to; of those made in inference mode nobody knows."""
+    leaves = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    return [0 if leaf.is_inference() else leaf._version for leaf in leaves]
 
 
 def kind_of(value: Any) -> str:
