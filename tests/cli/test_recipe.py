@@ -40,6 +40,8 @@ def loaded(folder: Path, text: str, *overrides: str):
         ("data.train={start: 5, stop: 5}", "data.train: stop=5 must be greater than start=5"),
         ("retrain.learning_rate=.inf", "retrain.learning_rate: got inf: .*finite"),
         ("tolerance=.nan", "tolerance: got nan"),
+        ("tolerance=1.5", "tolerance: got 1.5: needed less than 1"),
+        ("tolerance=0", "tolerance: got 0"),
         ("repair='no'", "repair: got 'no': .*boolean"),
         ("rounds=2.0", "rounds: got 2.0: .*integer"),
         ("sparsities=[0.1, 'x']", "sparsities.1: got 'x': .*number"),
@@ -59,6 +61,10 @@ def loaded(folder: Path, text: str, *overrides: str):
 def test_each_mistake_is_named_with_its_place(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         loaded(tmp_path, GOOD, override)
+
+
+def test_a_loss_may_be_allowed_to_rise_by_more_than_one(tmp_path: Path) -> None:
+    assert loaded(tmp_path, GOOD, "metric=cross_entropy", "tolerance=1.5").tolerance == 1.5
 
 
 def test_racing_under_a_budget_needs_boundaries(tmp_path: Path) -> None:

@@ -442,7 +442,10 @@ def test_a_budget_out_of_reach_names_what_could_go_inexactly() -> None:
     [
         ({"budget": sc.Budget(macs=0.5)}, sc.ArgumentError, "exactly one of tolerance and budget"),
         ({"tolerance": None}, sc.ArgumentError, "exactly one"),
-        ({"tolerance": 1.0}, sc.ArgumentError, "strictly between 0 and 1"),
+        ({"tolerance": 1.0}, sc.ArgumentError, "largest possible damage to accuracy, 1;"),
+        ({"tolerance": 0.0}, sc.ArgumentError, "positive finite"),
+        ({"tolerance": float("inf")}, sc.ArgumentError, "positive finite"),
+        ({"tolerance": "1%"}, sc.ArgumentError, "must be a number"),
         ({"tolerance": None, "budget": sc.Budget(macs=1.5)}, sc.ArgumentError, r"Budget\(macs=1.5\)"),
         ({"tolerance": None, "budget": sc.Budget()}, sc.ArgumentError, "bounds nothing"),
         ({"tolerance": None, "budget": sc.Budget(macs=1e-4)}, sc.BudgetError, "or ignore fewer modules$"),

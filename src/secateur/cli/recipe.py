@@ -194,7 +194,7 @@ class Recipe(Part):
     data: DataPart = Field(discriminator="kind")
     metric: Literal["accuracy", "top5_accuracy", "cross_entropy", "mse"] = "accuracy"
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
-    tolerance: float | None = Field(None, gt=0, lt=1)
+    tolerance: float | None = Field(None, gt=0)
     budget: BudgetPart | None = None
     sparsify: SparsifyPart | None = None
     criterion: CriterionName = "taylor"
@@ -235,6 +235,12 @@ class Recipe(Part):
     def _has_boundaries(self) -> Self:
         if self.racing is not None and not self.racing.boundaries and self.tolerance is None:
             raise ValueError("racing without a tolerance needs boundaries: the damages that points must be clear of")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_tolerance_that_can_be_exceeded(self) -> Self:
+        if self.tolerance is not None and self.tolerance >= 1 and "accuracy" in self.metric:
+            raise ValueError(f"tolerance: got {self.tolerance}: needed less than 1 (0.01 is one point of accuracy)")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """`prune`: from a trained model to a smaller one, a certificate and a report."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from secateur.criteria.criterion import Criterion
 from secateur.criteria.gradients import Taylor
 from secateur.data import BatchFn, as_batches
 from secateur.describe import content_hash, describe, without_addresses
-from secateur.errors import ArgumentError, BudgetError, SurgeryError
+from secateur.errors import ArgumentError, BudgetError, SurgeryError, as_number
 from secateur.graph.costs import cost_model, item_bytes
 from secateur.graph.groups import Ignored, Option
 from secateur.graph.trace import trace
@@ -30,6 +31,7 @@ from secateur.pipeline.result import Result
 from secateur.pipeline.scope import EXPERTS, Scope
 from secateur.pipeline.stages import Clock, Exam, run_task
 from secateur.pipeline.task import Task
+from secateur.pipeline.tolerance import check_tolerance
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.keys import fingerprint
@@ -111,7 +113,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             is resampled 200 times for each damage, and its certificate is asymptotic.
         loss: name, function or loss module; see `resolve_loss`.
         higher_is_better: direction of a metric that is a function.
-        tolerance: damage allowed, in units of the metric, in (0, 1).
+        tolerance: damage allowed, in units of the metric: above 0, and less than could be lost at all (an accuracy is a
+            share: 0.01 is one point of it).
         budget: costs allowed, as fractions of the dense model's; all of its bounds hold. A latency is predicted by
             `latency_costs`, measured on the cut model, and corrected until it holds: if it never does, the report
             and `Result.timed` say so. Exactly one of the two.
@@ -208,6 +211,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             exam.check_fresh([held, calibrating], None if run is None else Path(run.path))
             found_metric = usable(model, held, found_metric)
             baseline = evaluate(model, held, metric=found_metric, loss=resolve_loss(loss))
+            if tolerance is not None:
+                check_tolerance(tolerance, found_metric, baseline.metric)
         with clock.stage("trial cuts"):
             dense = cost_model(scope.structure(program), item_bytes(program))
             groups, left = cuttable_groups(model, program, scope.groups(program), scope)
@@ -269,8 +274,8 @@ def _check_arguments(
 ) -> None:
     if (tolerance is None) == (budget is None):
         raise ArgumentError(f"pass exactly one of tolerance and budget; got tolerance={tolerance}, budget={budget}")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise ArgumentError(f"tolerance={tolerance} must lie strictly between 0 and 1 (0.01 is one point of accuracy)")
+    if tolerance is not None and not 0 < as_number("tolerance", tolerance) < math.inf:
+        raise ArgumentError(f"tolerance={tolerance} must be a positive finite number, in units of the metric")
     if budget is not None:
         check_budget(budget)
     if rounds < 1 or folds < 2:
