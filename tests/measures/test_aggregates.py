@@ -5,10 +5,11 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 from torch import nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
 
 from secateur.data import as_batches
-from secateur.errors import MetricError
+from secateur.errors import DataError, MetricError
 from secateur.measures.aggregate import OfResamples, OfSums
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import Metric, resolve_loss, resolve_metric, resolve_metrics
@@ -199,3 +200,28 @@ def test_several_metrics_have_names_and_directions_of_their_own() -> None:
         resolve_metric("top0")
     with pytest.raises(MetricError, match="no direction"):
         resolve_metrics(["accuracy", share], None, "mse")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (MulticlassAccuracy(3, average=None), r"gives a result \(3,\) of float32; needed one number"),
+        (MetricCollection([MulticlassAccuracy(3)]), r"gives a result of type dict; needed one number.* as a list"),
+        (MulticlassAccuracy(5), r"failed on outputs \(8, 3\) of float32 and targets \(8,\) of int64: ValueError"),
+    ],
+)
+def test_objects_that_give_no_number_are_named(metric: object, words: str) -> None:
+    data = as_batches([(torch.randn(8, 3), torch.arange(8) % 3)], "d")
+    with pytest.raises(MetricError, match=words):
+        usable(nn.Identity(), data, resolve_metric(metric, higher_is_better=True))
+
+
+def test_a_class_is_no_object() -> None:
+    with pytest.raises(MetricError, match=r"MulticlassAccuracy is a class; pass an object of it"):
+        resolve_metric(MulticlassAccuracy, higher_is_better=True)
+
+
+def test_a_model_that_fails_while_an_object_is_tried_is_named() -> None:
+    data = as_batches([(torch.randn(8, 3), torch.arange(8) % 3), (torch.randn(8, 2), torch.arange(8) % 3)], "d")
+    with pytest.raises(DataError, match=r"Linear failed on batch 1, which gives it \(8, 2\) of float32"):
+        usable(nn.Linear(3, 3), data, resolve_metric(MulticlassAccuracy(3)))

@@ -45,7 +45,7 @@ def evaluate(
     with in_eval_mode(model), torch.no_grad():
         for number, batch in enumerate(data):
             moved = to_device(batch, device)
-            outputs = _outputs(model, moved, number) if finite else model(*moved.args, **moved.kwargs)
+            outputs = outputs_of(model, moved, number) if finite else model(*moved.args, **moved.kwargs)
             parts.append(sample_values(outputs, moved, metric=metric, loss=loss, others=others))
     found = Evaluation(
         np.concatenate([part.metric for part in parts]),
@@ -76,13 +76,17 @@ def sample_values(
     return Evaluation(values(metric), _array(losses), {m.name: values(m) for m in others})
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lies; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def outputs_of(model: nn.Module, batch: Batch, number: int) -> Any:
+    """What a model gives for a batch that it should take; what a cut model raises is for the caller to tell.
 
+    Args:
+        model: run as it is.
+        batch: on its device.
+        number: of the batch, for people.
 
-def _outputs(model: nn.Module, batch: Batch, number: int) -> Any:
-    """What a model gives for a batch that it should take; what a cut model raises is for the caller to tell."""
+    Raises:
+        DataError: it failed.
+    """
     try:
         return model(*batch.args, **batch.kwargs)
     except Exception as error:
@@ -91,6 +95,11 @@ def _outputs(model: nn.Module, batch: Batch, number: int) -> Any:
             f"{type(model).__name__} failed on batch {number}, which gives it {given}: "
             f"{type(error).__name__}: {error}; pass batches that it takes, or see batch_fn"
         ) from error
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _array(values: torch.Tensor) -> Floats:

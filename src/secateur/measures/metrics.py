@@ -155,6 +155,8 @@ def resolve_metric(metric: Any, higher_is_better: bool | None = None) -> Metric:
         return _with_direction(metric, higher_is_better)
     if isinstance(metric, str):
         return _with_direction(_named(metric), higher_is_better)
+    if isinstance(metric, type):
+        raise MetricError(f"{metric.__name__} is a class; pass an object of it, such as {metric.__name__}(...)")
     if all(hasattr(metric, name) for name in ("update", "compute", "reset")):
         own = getattr(metric, "higher_is_better", None)
         direction = own if higher_is_better is None else higher_is_better

@@ -15,8 +15,8 @@ from secateur.data import Batches, to_device
 from secateur.errors import MetricError
 from secateur.graph.trace import in_eval_mode
 from secateur.measures.aggregate import OfResamples
-from secateur.measures.evaluate import device_of
-from secateur.measures.metrics import Metric
+from secateur.measures.evaluate import device_of, outputs_of
+from secateur.measures.metrics import Metric, kind_of
 from secateur.measures.outputs import logits
 from secateur.types import Floats
 
@@ -35,12 +35,14 @@ def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
     """
     if metric.whole is None:
         return metric
-    device, pairs = device_of(model), []
+    device = device_of(model)
+    pairs: list[tuple[Tensor, Tensor]] = []
     with in_eval_mode(model), torch.no_grad():
         for batch in (to_device(batch, device) for batch in data):
             if not isinstance(batch.targets, Tensor):
                 raise MetricError(f"{metric.name} needs targets that are a tensor; got {type(batch.targets).__name__}")
-            pairs.append((logits(model(*batch.args, **batch.kwargs)), batch.targets))
+            pairs.append((logits(outputs_of(model, batch, len(pairs))), batch.targets))
+    _check_value(metric, pairs)
     # Of a model that makes no error, or as many in each class, much is a mean that is none elsewhere.
     if _is_mean(metric, pairs) and all(_is_mean(metric, _mixed(pairs, seed)) for seed in range(MIXTURES)):
         return metric
@@ -52,6 +54,29 @@ def usable(model: nn.Module, data: Batches, metric: Metric) -> Metric:
         )
     whole = OfResamples(_Whole(metric.whole, *shapes.pop()))
     return replace(metric, function=_outputs_and_targets, bounds=None, aggregate=whole, whole=None)
+
+
+def _check_value(metric: Metric, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Raise an error where an object does not take what the model gives, or gives no number."""
+    whole = copy.deepcopy(metric.whole)
+    try:
+        whole.reset()
+        for scores, targets in pairs:
+            whole.update(scores, targets)
+        found = whole.compute()
+    except Exception as error:
+        first_scores, first_targets = map(kind_of, pairs[0])
+        raise MetricError(
+            f"{metric.name} failed on outputs {first_scores} and targets {first_targets}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    try:
+        float(found)
+    except (TypeError, ValueError) as error:
+        raise MetricError(
+            f"{metric.name} gives a result {kind_of(found)}; needed one number: choose an average, or pass the metrics of "
+            "a collection as a list"
+        ) from error
 
 
 def _mixed(pairs: list[tuple[Tensor, Tensor]], seed: int) -> list[tuple[Tensor, Tensor]]:
