@@ -74,8 +74,8 @@ def _check_value(metric: Metric, pairs: list[tuple[Tensor, Tensor]]) -> None:
         float(found)
     except (TypeError, ValueError) as error:
         raise MetricError(
-            f"{metric.name} gives a result {kind_of(found)}; needed one number: choose an average, or pass the metrics of "
-            "a collection as a list"
+            f"{metric.name} gives a result {kind_of(found)}; needed one number: choose an average, or pass the "
+            "metrics of a collection as a list"
         ) from error
 
 
