@@ -169,6 +169,24 @@ def test_probabilities_have_no_signs_that_could_agree(shape, labels: bool) -> No
         sc.certify(Given(before.sigmoid()), Given(after.sigmoid()), data, metric="agreement")
 
 
+@pytest.mark.parametrize("missing", [[np.nan, *range(SAMPLES - 1)], [None, *["a"] * (SAMPLES - 1)]])
+@pytest.mark.parametrize("name", ["slices", "documents"])
+def test_missing_labels_are_named(name: str, missing: list) -> None:
+    with pytest.raises(sc.DataError, match=f"{name} must be numbers, none of them NaN, or strings"):
+        sc.certify(model(), model(3), batches(), tolerance=0.02, **{name: missing})
+
+
+def test_what_is_no_model_is_named() -> None:
+    for before, after in ((model(), "pruned"), (None, model())):
+        with pytest.raises(sc.ArgumentError, match=r"two nn\.Modules"):
+            sc.certify(before, after, batches(), tolerance=0.02)
+    with pytest.raises(sc.ArgumentError, match=r"two nn\.Modules.*got 3"):
+        sc.certify_sequence(model(), [3], batches(), tolerance=0.02)  # type: ignore[list-item]
+    for one in (model(), nn.Sequential(model())):
+        with pytest.raises(sc.ArgumentError, match="candidates is one model"):
+            sc.certify_sequence(model(), one, batches(), tolerance=0.02)  # type: ignore[arg-type]
+
+
 def test_a_sequence_needs_every_tolerance() -> None:
     with pytest.raises(sc.ArgumentError, match="a sequence needs a tolerance"):
         sc.certify_sequence(model(), [model()], batches(), tolerance={"accuracy": None})  # type: ignore[dict-item]

@@ -16,7 +16,7 @@ from secateur.errors import ArgumentError, as_number
 from secateur.measures.metrics import Metric
 from secateur.measures.objects import usable
 from secateur.pipeline.certification import ON_SLICE, REPEATED, Certification, SequenceCertification
-from secateur.pipeline.claims import AGREEMENT, Claims, check_data, check_labels, claims_of
+from secateur.pipeline.claims import AGREEMENT, Claims, check_data, check_labels, check_models, claims_of
 from secateur.pipeline.paired_values import Paired, paired_values
 from secateur.sensitivity.keys import fingerprint
 from secateur.storage.data_uses import ROUNDING, DataMark, Level, mark, spend as spend_level
@@ -75,6 +75,7 @@ def certify(  # noqa: PLR0913 - one argument for each thing that a user may deci
         StoreError: the test data were used before, and too little of the level is left.
     """
     claims = claims_of(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
+    check_models(before, after)
     purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn), claims)
     return _tested(before, after, claims, purse)[0]
 
@@ -127,10 +128,13 @@ def certify_sequence(  # noqa: PLR0913 - those of `certify`
     if tolerance is None or (isinstance(tolerance, Mapping) and None in tolerance.values()):
         raise ArgumentError("a sequence needs a tolerance: it stops at the first candidate that exceeds it")
     claims = claims_of(metric, tolerance, higher_is_better, slices, slice_tolerance, documents, clip)
+    if isinstance(candidates, nn.Module) and not isinstance(candidates, nn.ModuleList):
+        raise ArgumentError("candidates is one model; pass a list of them, from mild to aggressive, or use certify")
     purse = _purse(run_dir, confidence, spend, as_batches(test, "test", batch_fn), claims)
     steps: list[Certification] = []
     shipped, passed = None, "first of a sequence"
     for candidate in candidates:
+        check_models(before, candidate)
         step, claim = _tested(before, candidate, claims, purse, step_after=passed, number=len(steps))
         steps.append(step)
         if not step.certified:

@@ -70,6 +70,7 @@ def claims_of(
 
     Raises:
         ArgumentError: arguments that do not fit each other, or that no data could certify.
+        DataError: labels that are missing for some samples.
         MetricError: an unusable metric.
     """
     given = list(metric) if isinstance(metric, list | tuple) else [metric]
@@ -93,12 +94,26 @@ def claims_of(
         raise ArgumentError("slices and documents together are not offered: certify each slice's data by themselves")
     if documents is not None and AGREEMENT in tolerances:
         raise ArgumentError("agreement is counted by samples, not by documents: certify it in a call of its own")
-    labels = slices if slices is None or isinstance(slices, str) else np.asarray(slices)
-    found = Claims(
-        metrics, tolerances, labels, slice_tolerance, None if documents is None else np.asarray(documents), clip
-    )
+    labels = slices if slices is None or isinstance(slices, str) else _labels("slices", slices)
+    units = None if documents is None else _labels("documents", documents)
+    found = Claims(metrics, tolerances, labels, slice_tolerance, units, clip)
     _check_tolerances(found)
     return found
+
+
+def _labels(name: str, given: ArrayLike) -> NDArray[Any]:
+    """Labels as an array in which each is equal to itself and can be told from the others."""
+    found = np.asarray(given)
+    if found.dtype.kind not in "biufUS" or (found.dtype.kind == "f" and np.isnan(found).any()):
+        raise DataError(f"{name} must be numbers, none of them NaN, or strings: one label a sample, none missing")
+    return found
+
+
+def check_models(*models: Any) -> None:
+    """Refuse what is no model."""
+    for model in models:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"certify compares two nn.Modules, the dense and the pruned one; got {model!r}")
 
 
 def _check_tolerances(claims: Claims) -> None:
