@@ -138,4 +138,5 @@ def test_what_cannot_be_replayed_is_measured_by_the_module(model: nn.Module, why
 def test_arguments_in_another_layout_are_refused() -> None:
     model = nn.Linear(3, 2)
     replay = Replay.of(trace(model, (torch.zeros(2, 3),)))
-    assert "laid out" in replay.refusal(Batch((), {"input": torch.zeros(2, 3)}, None))
+    given = replay.refusal(Batch((), {"input": torch.zeros(2, 3)}, None))
+    assert given.startswith("batches give (input=_), the example inputs gave (_); trace the model with arguments")

@@ -197,8 +197,8 @@ class Replay:
         leaves, layout = pytree.tree_flatten((batch.args, dict(batch.kwargs)))
         if layout != self.layout:
             raise SurgeryError(
-                f"a batch is laid out as {layout}, the example inputs were as {self.layout}; trace the model with "
-                "arguments given in the way the batches give them"
+                f"batches give {_in_words(layout)}, the example inputs gave {_in_words(self.layout)}; trace the model "
+                "with arguments given in the way the batches give them"
             )
         state = named_state(self.model)
         found: Environment = dict(zip(self.graph.find_nodes(op="placeholder"), leaves, strict=True))
@@ -229,6 +229,24 @@ class Replay:
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
             for dead in self._dead_after[position]:
                 del values[dead]
+
+
+def _in_words(layout: pytree.TreeSpec) -> str:
+    """Arguments as they are written in a call.
+
+    >>> _in_words(pytree.tree_structure(((1, {"a": 2}), {"mask": 3})))
+    "(_, {'a': _}, mask=_)"
+    """
+    args, kwargs = pytree.tree_unflatten([_BLANK] * layout.num_leaves, layout)
+    return f"({', '.join([*map(repr, args), *(f'{name}={value!r}' for name, value in kwargs.items())])})"
+
+
+class _Blank:
+    def __repr__(self) -> str:
+        return "_"
+
+
+_BLANK = _Blank()
 
 
 def _written_operands(node: fx.Node) -> Iterator[fx.Node]:

@@ -65,7 +65,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     none can be measured, what the first one raised is raised.
 
     Args:
-        program: from `trace`; its model is not changed.
+        program: from `trace`; its model is not changed, but for its mode while the whole of it runs: threads that scan
+            one model must find it in eval mode.
         groups: what to measure.
         scores: group name -> scores; the lowest-scored units go first.
         validation: any source of batches.
