@@ -72,6 +72,20 @@ def test_raced_points_hold_part_of_what_all_samples_give(setting, exhaustive: Sc
     assert found.thresholds(0.05) == exhaustive.thresholds(0.05)
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (Racing((0.05,)), "wrong side of 0.05 with probability at most 0.05"),
+        (Racing((0.05, 0.2), error=0.1), "wrong side of 0.05, and of 0.2, with probability at most 0.1 each"),
+        (Racing((0.5,), on="loss"), "wrong side of 0.5 with probability 0.05 as samples become many"),
+        (Racing((0.5,), on="loss", clip=1.0), "wrong side of 0.5 with probability at most 0.05"),
+    ],
+)
+def test_the_error_of_a_race_is_stated_as_it_holds(setting, rule: Racing, said: str) -> None:
+    (stated,) = [remark for remark in scan(*setting, sparsities=(0.75,), racing=rule).remarks() if "saved" in remark]
+    assert said in stated and ("become many" in said) == ("clip=" in stated)
+
+
 @pytest.mark.parametrize("error", [0.0, 0.05])
 def test_bisection_finds_the_thresholds_of_the_exhaustive_scan(setting, exhaustive: Scan, error: float) -> None:
     found = scan(*setting, sparsities=LEVELS, racing=Racing((0.03, 0.1), error=error, bisect=True))

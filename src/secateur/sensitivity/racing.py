@@ -41,7 +41,8 @@ class Racing:
     Attributes:
         boundaries: of the mean damage, in its unit; a point stops when it is clear of all of them. A tolerance.
         error: greatest probability of taking a point to lie on the wrong side of one boundary; 0 stops only
-            where no sample that is left could change the answer.
+            where no sample that is left could change the answer. Where damages are not bounded, by their metric or by
+            `clip`, it holds as samples become many, and damages that are rare and large may mislead.
         on: the damage that is compared with the boundaries.
         clip: damages beyond `clip` on either side count as `clip`; None: as they are.
         stage: samples between two looks.

@@ -37,6 +37,7 @@ class Scan(Mapping[str, Curve]):
         metric: name of the metric.
         tally: samples measured, saved and replayed.
         racing: the rule by which points stopped early; None: all have all samples.
+        is_bounded: the damages that raced are bounded, by their metric or a clip, so that the error rate is exact.
         others: curves of further metrics by name; with slices, "accuracy on the worst slice" and the like too.
         by_slice: metric -> group -> damage on each slice at the levels of the group's curve.
         after: what was done to cut models before they were measured; empty = nothing.
@@ -47,6 +48,7 @@ class Scan(Mapping[str, Curve]):
     metric: str = "metric"
     tally: Tally = field(default_factory=Tally)
     racing: Racing | None = None
+    is_bounded: bool = True
     others: Mapping[str, Curves] = field(default_factory=dict)
     by_slice: Mapping[str, Mapping[str, Sliced]] = field(default_factory=dict)
     after: str = ""
@@ -156,12 +158,8 @@ class Scan(Mapping[str, Curve]):
         tally = self.tally
         if tally.stopped and self.racing is not None:
             total = tally.measured + tally.stored + tally.stopped
-            far = f" more than {self.racing.indifference:g} away" if self.racing.indifference else ""
-            yield (
-                f"racing saved {tally.stopped / total:.0%} of the samples; each point{far} lies on the wrong side of "
-                f"{' or '.join(f'{b:g}' for b in self.racing.boundaries)} with probability at most "
-                f"{self.racing.error:g}"
-            )
+            saved = f"racing saved {tally.stopped / total:.0%} of the samples"
+            yield f"{saved}; {_error_rate(self.racing, self.is_bounded)}"
         if tally.unmeasured:
             yield f"could not be measured, and left out: {'; '.join(map(str, tally.unmeasured))}"
         if tally.why and tally.replayed < tally.measured:
@@ -199,6 +197,25 @@ def changes_nothing(curve: Curve) -> bool:
     """Whether something was measured, and no sample's metric or loss changed beyond rounding at any sparsity."""
     measured = np.concatenate([curve.damage[1:], curve.loss_damage[1:]])
     return bool(np.isfinite(measured).any()) and not (np.nan_to_num(np.abs(measured), nan=0.0) > NOTHING).any()
+
+
+def _error_rate(racing: Racing, is_bounded: bool) -> str:
+    """How often a race is wrong, in words.
+
+    >>> _error_rate(Racing((0.01, 0.05)), True)
+    'each point lies on the wrong side of 0.01, and of 0.05, with probability at most 0.05 each'
+    """
+    far = f" more than {racing.indifference:g} away" if racing.indifference else ""
+    sides, each = ", and of ".join(f"{boundary:g}" for boundary in racing.boundaries), ""
+    if len(racing.boundaries) > 1:
+        sides, each = f"{sides},", " each"
+    point = f"each point{far} lies on the wrong side of {sides} with probability"
+    if is_bounded:
+        return f"{point} at most {racing.error:g}{each}"
+    return (
+        f"{point} {racing.error:g}{each} as samples become many: these damages are not bounded, and rare large ones "
+        "may come late; a bound, Racing(clip=), makes it hold"
+    )
 
 
 def falls(curves: Iterable[Curve]) -> bool:

@@ -108,7 +108,18 @@ def _drawn_values(
     values = (metric_damage(prober, point, prober.metric) if is_metric else loss_damage(prober, point))[order]
     unknown = np.isnan(values)
     values = values[: int(np.argmax(unknown))] if unknown.any() else values
+    bounds = _bounds(prober, racing)
+    return values if racing.clip is None or bounds is None else values.clip(*bounds), bounds
+
+
+def is_bounded(prober: Probe, racing: Racing) -> bool:
+    """Whether the damages that race are bounded, so that the error rate of the race is exact."""
+    return _bounds(prober, racing) is not None
+
+
+def _bounds(prober: Probe, racing: Racing) -> tuple[float, float] | None:
+    """Least and greatest possible damage."""
     if racing.clip is not None:
-        return values.clip(-racing.clip, racing.clip), (-racing.clip, racing.clip)
-    bounds = prober.metric.bounds if is_metric else None
-    return values, None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+        return -racing.clip, racing.clip
+    bounds = prober.metric.bounds if racing.on == "metric" else None
+    return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])

@@ -22,7 +22,7 @@ from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.processes import ProcessExecutor
 from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan, Surrogate
-from secateur.sensitivity.run import is_within
+from secateur.sensitivity.run import is_bounded, is_within
 from secateur.sensitivity.slices import Slices, labels_of
 from secateur.surgery.plan import Scores, kept_width
 from secateur.types import Group
@@ -183,6 +183,7 @@ def measure_curves(
         metric=prober.metric.name,
         tally=tally,
         racing=racing,
+        is_bounded=racing is None or is_bounded(prober, racing),
         others=others,
         by_slice=tables,
         after=name_of(prober.after),
