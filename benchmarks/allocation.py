@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=500)
     parser.add_argument("--levels", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=2.7, help="seconds by the clock; the end takes 0.2 more")
+    parser.add_argument("--limit", type=float, default=sc.LeastDamage().limit_s, help="seconds; the end takes more")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows = []

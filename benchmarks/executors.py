@@ -63,7 +63,7 @@ def prober(samples: int) -> Probe:
 
 def points(found: Probe) -> list[Point]:
     """Of all groups at all sparsities, nothing measured."""
-    return [make_point(found, g, w, "", None) for g in found.groups for w in _widths(g, SPARSITIES)[1:]]
+    return [make_point(found, g, w, "", None) for g in found.groups for w in _widths(g, SPARSITIES)]
 
 
 def silent(steps: int = 1, note: str = "") -> None:

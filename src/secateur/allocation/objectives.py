@@ -46,12 +46,12 @@ class LeastDamage:
     Attributes:
         of: "loss" or "metric": which damages add up. Loss does so better than accuracy.
         gap: fraction of the damage by which the answer may miss the least; curves are noisier than that.
-        limit_s: seconds for the solver.
+        limit_s: seconds for the solver; what follows them takes a few tenths more where groups are many.
     """
 
     of: Of = "loss"
     gap: float = 1e-3
-    limit_s: float = 3.0
+    limit_s: float = 2.5
 
     def __post_init__(self) -> None:
         _check_of(self.of)

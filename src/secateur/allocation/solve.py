@@ -32,7 +32,7 @@ def is_solvable(problem: Problem) -> bool:
     return elimination_order(problem.sizes, problem.scopes) is not None
 
 
-def solve(problem: Problem, *, gap: float = 1e-6, limit_s: float = 3.0) -> Solution | None:
+def solve(problem: Problem, *, gap: float = 1e-6, limit_s: float = 2.5) -> Solution | None:
     """The choice with the least damage within all bounds; None if the last levels do not fit.
 
     A Lagrangian relaxation first: its lower bound is exact for the priced problem, by elimination. What it leaves
