@@ -85,6 +85,32 @@ def test_a_point_that_is_known_better_may_be_within_where_a_better_one_is_not() 
     assert found.within(-0.1) is None
 
 
+def test_what_was_predicted_is_in_the_unit_of_what_was_measured() -> None:
+    """Loss damages 10 and 20 where the metric loses 0.1 and 0.3 a group; the levels are chosen by the loss."""
+    metric = np.array([[0.0, 0.0], [0.1, 0.1], [0.2, 0.4]])
+    loss = np.array([[0.0, 0.0], [10.0, 10.0], [20.0, 20.0]])
+    curves = {name: Curve(name, (4, 2, 1), (0.0, 0.5, 0.75), metric, loss) for name in "ab"}
+    more = {"measure": lambda widths: (0.35, 0.01), "budgets": [0.5, 0.25]}
+    found = front(curves, lambda widths: float(sum(widths.values())), **more)
+    assert [point.predicted for point in found.points] == pytest.approx([0.0, 0.2, 0.6])
+    assert [line.split()[3] for line in str(found).splitlines()[1:4]] == ["0", "0.2", "0.6"]
+    by_loss = front(curves, lambda widths: float(sum(widths.values())), of="loss", **more)
+    assert [point.predicted for point in by_loss.points] == [0.0, 20.0, 40.0]
+    assert [point.allocation.damage for point in found.points] == [0.0, 20.0, 40.0]
+    with pytest.raises(ArgumentError, match="of='accuracy' is not known"):
+        front(curves, lambda widths: 1.0, of="accuracy", **more)
+
+
+def test_the_standard_error_counts_in_what_is_within() -> None:
+    zeros = np.zeros((3, 2))
+    found = front(
+        {"a": Curve("a", (4, 2, 1), (0.0, 0.5, 0.75), zeros, zeros)}, lambda widths: widths["a"],
+        measure=lambda widths: (0.01, 0.001 if widths["a"] == 2 else 0.02), budgets=[0.5, 0.25],
+    )  # fmt: skip
+    # 0.01 + 0.02 at a quarter, 0.01 + 0.001 at half.
+    assert [found.within(damage).share for damage in (0.03, 0.02, 0.011, 0.0105)] == [0.25, 0.5, 0.5, 1.0]
+
+
 def test_what_is_no_budget_goal_or_damage_is_named() -> None:
     curves, price = curves_of(0), lambda widths: float(sum(widths.values()))
     for more, error, match in (

@@ -148,6 +148,9 @@ def test_front_prints_measured_points_and_writes_them(capsys, recipe: Path, tmp_
     assert "whole" in printed and "uniform" in printed and "front.json" in printed
     assert points[0]["left"] == 1 and points[0]["damage"] == 0
     assert all(point["left"] <= point["budget"] for point in points) and len(points) > 1
+    # The file says what the table says.
+    rows = [line.split() for line in printed.splitlines() if "%" in line][: len(points)]
+    assert [float(row[3]) for row in rows] == pytest.approx([point["predicted"] for point in points], rel=1e-3)
     assert code("front", recipe, "--out", out, "--set", "objectives=[steepest]") == 2
 
 

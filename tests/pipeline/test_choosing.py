@@ -98,4 +98,8 @@ def test_the_front_is_measured_and_told() -> None:
     assert dict(chosen.costs)["MACs"] == pytest.approx(macs)
     right = (result.model(X).argmax(1) == Y).double().mean().item()
     assert chosen.damage == pytest.approx(1 - right)
+    # Predicted in the unit of the damage: the accuracy that each group alone would lose.
+    for point, shown in zip(result.front.points, points, strict=True):
+        alone = sum(result.curves[name].mean()[level] for name, level in point.allocation.levels.items())
+        assert shown.predicted == point.predicted == pytest.approx(alone)
     assert pruned(budget=sc.Budget(macs=0.5), controls=(), front=False).front is None

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.allocation.allocate import allocate
+from secateur.allocation.knapsack import Of
 from secateur.allocation.limits import Costs, fraction_of
 from secateur.allocation.local_search import Measure, measured
-from secateur.allocation.objectives import LeastDamage, Objective
+from secateur.allocation.objectives import LeastDamage, Objective, check_of
 from secateur.errors import ArgumentError, as_number
 from secateur.types import Allocation, Budget, Curves, Status
 
@@ -24,7 +25,8 @@ class Point:
         share: the fraction that is left: of the first cost that the budget names.
         damage: measured joint damage.
         standard_error: of the damage.
-        allocation: the widths, what they cost, and the damage that was predicted.
+        predicted: sum of the single damages at the chosen levels, in the unit of `damage`.
+        allocation: the widths and what they cost; its own `damage` is in the unit that its objective adds up.
         is_dominated: another point costs no more and damages no more, and is better in one of the two.
     """
 
@@ -33,6 +35,7 @@ class Point:
     share: float
     damage: float
     standard_error: float
+    predicted: float
     allocation: Allocation
     is_dominated: bool
 
@@ -59,7 +62,7 @@ class Front:
         rows = [f"{'left':>7}  {'damage':>9}  {'± 1 s.e.':>9}  {'predicted':>9}  objective"]
         for p in self.points:
             mark = " " if p.is_dominated else "*"
-            measured = f"{p.damage:>9.4g}  {p.standard_error:>9.2g}  {p.allocation.damage:>9.4g}"
+            measured = f"{p.damage:>9.4g}  {p.standard_error:>9.2g}  {p.predicted:>9.4g}"
             rows.append(f"{p.share:>6.1%}{mark}  {measured}  {p.rule}")
         return "\n".join([*rows, "* no other point is better in cost and damage"])
 
@@ -69,6 +72,7 @@ def front(
     cost: Costs,
     *,
     measure: Measure,
+    of: Of = "metric",
     budgets: Sequence[float] = BUDGETS,
     objectives: Mapping[str, Objective] | None = None,
     goal: Budget | None = None,
@@ -83,13 +87,14 @@ def front(
         curves: damage of every group alone.
         cost: see `allocate`.
         measure: widths -> joint damage and its standard error, on the same samples each time.
+        of: "metric" or "loss": the damage that `measure` gives; single damages are added up in the same unit.
         budgets: fractions of the dense cost, in (0, 1].
         objectives: by name; the least total damage unless others are given.
         goal: which costs are bounded, and in which proportion; multiply-adds unless it is given.
         progress: called with (allocations measured, allocations in all).
 
     Raises:
-        ArgumentError: no curves, or a budget outside (0, 1].
+        ArgumentError: no curves, a budget outside (0, 1], or an unknown `of`.
         MetricError: `measure` gives no damage with its standard error.
 
     >>> import numpy as np
@@ -102,6 +107,7 @@ def front(
     """
     if not curves or not all(0 < as_number("budget", budget) <= 1 for budget in budgets):
         raise ArgumentError(f"{len(curves)} curves and budgets={tuple(budgets)}: need curves, and budgets in (0, 1]")
+    check_of(of)
     rules = objectives or {"least damage": LeastDamage()}
     dense = {name: curve.widths[0] for name, curve in curves.items()}
     wanted = [(rule, budget) for budget in sorted(set(budgets), reverse=True) for rule in rules]
@@ -122,10 +128,24 @@ def front(
     full = whole.costs[first]
     places = [(given.costs[first] / full, damage[0]) for _, _, given, damage in found]
     points = [
-        Point(rule, budget, share, damage[0], damage[1], given, _is_dominated((share, damage[0]), places))
-        for (rule, budget, given, damage), (share, _) in zip(found, places, strict=True)
+        Point(
+            rule=rule,
+            budget=budget,
+            share=share,
+            damage=damage,
+            standard_error=error,
+            predicted=_single_damages(curves, given.levels, of),
+            allocation=given,
+            is_dominated=_is_dominated((share, damage), places),
+        )
+        for (rule, budget, given, (damage, error)), (share, _) in zip(found, places, strict=True)
     ]
     return Front(tuple(sorted(points, key=lambda point: (-point.share, point.damage))))
+
+
+def _single_damages(curves: Curves, levels: Mapping[str, int], of: Of) -> float:
+    means = {name: curves[name].mean_loss() if of == "loss" else curves[name].mean() for name in levels}
+    return float(sum(means[name][level] for name, level in levels.items()))
 
 
 def _is_dominated(place: tuple[float, float], places: Sequence[tuple[float, float]]) -> bool:

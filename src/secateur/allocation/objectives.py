@@ -54,7 +54,7 @@ class LeastDamage:
     limit_s: float = 2.5
 
     def __post_init__(self) -> None:
-        _check_of(self.of)
+        check_of(self.of)
         if not (as_number("gap", self.gap) >= 0 and as_number("limit_s", self.limit_s) >= 0):
             raise ArgumentError(f"gap={self.gap} and limit_s={self.limit_s} must be at least 0")
 
@@ -87,7 +87,7 @@ class EqualDamage:
     of: Of = "loss"
 
     def __post_init__(self) -> None:
-        _check_of(self.of)
+        check_of(self.of)
 
     def __call__(self, curves: Curves, limits: Sequence[Limit]) -> Proposal | None:
         """Levels within all limits; None if even the narrowest widths are not."""
@@ -149,7 +149,12 @@ class UniformDensity:
         return _mildest(at, len(densities), curves, limits)
 
 
-def _check_of(of: str) -> None:
+def check_of(of: str) -> None:
+    """Refuse what is no kind of damage.
+
+    Raises:
+        ArgumentError: neither "loss" nor "metric".
+    """
     if of not in ("loss", "metric"):
         raise ArgumentError(f'of={of!r} is not known: "loss" or "metric" damages add up')
 

@@ -79,7 +79,7 @@ def as_plain(found: Front) -> list[dict[str, object]]:
             "left": point.share,
             "damage": point.damage,
             "standard_error": point.standard_error,
-            "predicted": point.allocation.damage,
+            "predicted": point.predicted,
             "beaten": point.is_dominated,
             "widths": dict(point.allocation.widths),
         }

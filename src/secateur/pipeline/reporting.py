@@ -238,7 +238,7 @@ def _front(story: Story) -> FrontData | None:
                 share=p.share,
                 damage=finite(p.damage),
                 standard_error=finite(p.standard_error),
-                predicted=finite(p.allocation.damage),
+                predicted=finite(p.predicted),
                 is_dominated=p.is_dominated,
                 is_chosen=p is near,
                 costs=[(COSTS[n], price(p.allocation.widths) / (dense[n]({}) or 1)) for n, price in prices.items()],

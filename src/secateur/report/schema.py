@@ -179,7 +179,7 @@ class FrontPoint(Part):
         share: the fraction of the bounded cost that is left.
         damage: measured, as cut and nothing else.
         standard_error: of the damage.
-        predicted: sum of the damages of single groups.
+        predicted: sum of the damages of single groups, to the same metric.
         is_dominated: another point is nowhere worse and somewhere better.
         is_chosen: the run went there, or next to there.
         costs: each cost and the fraction of it that is left.
