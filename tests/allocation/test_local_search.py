@@ -1,6 +1,7 @@
 """Local search on damages whose interactions are known."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from secateur.allocation.allocate import allocate
 from secateur.allocation.local_search import refine
+from secateur.allocation.objectives import LeastDamage
 from secateur.errors import ArgumentError, MetricError
 from secateur.graph.polynomial import Polynomial
 from secateur.types import Curve
@@ -62,6 +64,30 @@ def test_the_search_ends_where_no_swap_is_better_and_never_exceeds_the_budget(se
                 assert COST(widths) > budget or joint(widths) >= found.damage
     kept = [step.damage for step in found.steps if step.kept]
     assert kept == sorted(kept, reverse=True)
+
+
+def test_single_damages_are_added_up_in_the_unit_that_is_measured() -> None:
+    losses, _ = scene(1)
+    metrics, joint = scene(2)
+    both = {name: replace(losses[name], damage=metrics[name].damage) for name in NAMES}
+    budget = 0.4 * COST({})
+    first = {}
+    for of, other, own in (("loss", "metric", losses), ("metric", "loss", metrics)):
+        start = allocate(both, COST, budget, objective=LeastDamage(of))
+        found = refine(start, both, COST, budget, measure=lambda widths: (joint(widths), 0.0), of=of)
+        single = sum(own[name].damage[level, 0] for name, level in found.allocation.levels.items())
+        assert found.allocation.damage == pytest.approx(single)
+        assert found.interaction == pytest.approx(joint(found.allocation.widths) - single)
+        assert found.allocation.bound == start.bound > 0
+        elsewhere = allocate(both, COST, budget, objective=LeastDamage(other))
+        search = refine(elsewhere, both, COST, budget, measure=lambda widths: (1.0, 0.0), of=of, measurements=2)
+        # The bound was of the other unit; what promises most in this one comes first.
+        assert search.allocation.bound == 0
+        first[of] = search.steps[0]
+        assert first[of] == refine(elsewhere, own, COST, budget, measure=lambda w: (1.0, 0.0), measurements=2).steps[0]
+    assert first["loss"] != first["metric"]
+    with pytest.raises(ArgumentError, match="of='accuracy' is not known"):
+        refine(start, both, COST, budget, measure=lambda widths: (1.0, 0.0), of="accuracy")  # type: ignore[arg-type]
 
 
 def test_measurements_are_limited_and_noise_is_not_followed() -> None:

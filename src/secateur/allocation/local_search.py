@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur.allocation.knapsack import monotone_damage
+from secateur.allocation.knapsack import Of, monotone_damage
 from secateur.allocation.limits import Costs, Limit, holds, limits
-from secateur.allocation.objectives import widths_of
+from secateur.allocation.objectives import check_of, widths_of
 from secateur.errors import ArgumentError, MetricError, as_number
 from secateur.types import Allocation, Budget, Curves
 
@@ -41,7 +41,8 @@ class Refined:
     """Where the search ended.
 
     Attributes:
-        allocation: the best allocation that was measured; its `damage` is still the sum of single damages.
+        allocation: the best allocation that was measured; its `damage` is the sum of single damages, in the
+            unit of the measured ones.
         start: measured joint damage of the allocation given, and its standard error.
         damage: measured joint damage.
         standard_error: of the damage.
@@ -76,6 +77,7 @@ def refine(
     budget: Budget | float,
     *,
     measure: Measure,
+    of: Of = "loss",
     measurements: int = 50,
     standard_errors: float = 0.0,
 ) -> Refined:
@@ -91,12 +93,14 @@ def refine(
         curves: those that it was made from.
         cost: see `allocate`.
         budget: see `allocate`; never exceeded.
-        measure: joint damage and its standard error, on the same samples each time, in the unit of the curves.
+        measure: widths -> joint damage and its standard error, on the same samples each time.
+        of: "loss" or "metric": the damage that `measure` gives. Single damages are added up in the same unit, to
+            order the swaps and for the interaction.
         measurements: how often `measure` is called at most.
         standard_errors: a swap must be better by so many standard errors of the damage after it.
 
     Raises:
-        ArgumentError: fewer than one measurement, or an allocation that does not fit the budget.
+        ArgumentError: fewer than one measurement, an allocation that does not fit the budget, or an unknown `of`.
         MetricError: `measure` gives NaN for the allocation given, or no damage with its standard error.
     """
     return refine_within(
@@ -104,6 +108,7 @@ def refine(
         curves,
         limits(cost, budget),
         measure=measure,
+        of=of,
         measurements=measurements,
         standard_errors=standard_errors,
     )
@@ -115,6 +120,7 @@ def refine_within(
     bounds: Sequence[Limit],
     *,
     measure: Measure,
+    of: Of = "loss",
     measurements: int = 50,
     standard_errors: float = 0.0,
 ) -> Refined:
@@ -125,8 +131,9 @@ def refine_within(
         raise ArgumentError(f"measurements={measurements} must be at least 1: the start is measured too")
     if not holds(bounds, allocation.widths):
         raise ArgumentError("the allocation is not within the budget; allocate with this budget first")
-    damages = {name: monotone_damage(curve).tolist() for name, curve in curves.items()}
-    levels = dict(allocation.levels)
+    check_of(of)
+    damages = {name: monotone_damage(curve, of).tolist() for name, curve in curves.items()}
+    levels, first = dict(allocation.levels), _total(damages, allocation.levels)
     start = best = measured(measure, allocation.widths)
     if math.isnan(start[0]):
         raise MetricError("the joint damage of the allocation is NaN; measure must give a number")
@@ -150,9 +157,10 @@ def refine_within(
     found = Allocation(
         levels=levels,
         widths=widths_of(curves, levels),
-        damage=sum(damages[name][level] for name, level in levels.items()),
+        damage=_total(damages, levels),
         costs={limit.name: limit.cost(widths_of(curves, levels)) for limit in bounds},
-        bound=allocation.bound,
+        # A bound in another unit says nothing of this sum.
+        bound=allocation.bound if math.isclose(first, allocation.damage) else 0.0,
     )
     return Refined(found, start, *best, tuple(steps))
 
@@ -169,6 +177,10 @@ def measured(measure: Measure, widths: Mapping[str, int]) -> tuple[float, float]
         return float(damage), float(error)
     except (TypeError, ValueError) as cause:
         raise MetricError(f"measure gave {given!r}; it must give the joint damage and its standard error") from cause
+
+
+def _total(damages: Mapping[str, Sequence[float]], levels: Mapping[str, int]) -> float:
+    return sum(damages[name][level] for name, level in levels.items())
 
 
 def _swaps(
