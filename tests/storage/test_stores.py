@@ -1,10 +1,14 @@
 """Run directories and curve stores: resumed, locked, set aside, never lost."""
 
+import contextlib
+import hashlib
 import logging
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +67,105 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "set aside" in caplog.text
 
 
-def test_what_is_whole_in_a_damaged_file_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+PAGE = 4096
+KEYS = [hashlib.sha256(bytes([k])).hexdigest() for k in range(60)]
+
+
+def _zeroed(raw: bytes, *pages: int) -> bytes:
+    return b"".join(bytes(PAGE) if k // PAGE in pages else raw[k : k + PAGE] for k in range(0, len(raw), PAGE))
+
+
+def _leaves(raw: bytes) -> list[int]:
+    # Leaf pages of an index begin with 10; https://www.sqlite.org/fileformat2.html.
+    return [k for k in range(1, len(raw) // PAGE) if raw[k * PAGE] == 10]
+
+
+def _header(raw: bytes, start: int, value: bytes) -> bytes:
+    return raw[:start] + value + raw[start + len(value) :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a leaf": lambda raw: _zeroed(raw, _leaves(raw)[3]),
+    # The row between them stands in the page above, where no walk over ranges comes.
+    "two leaves": lambda raw: _zeroed(raw, *_leaves(raw)[3:5]),
+    "data": lambda raw: _zeroed(raw, len(raw) // PAGE // 2, len(raw) // PAGE // 2 + 1),
+    "cut by a page": lambda raw: raw[:-PAGE],
+    "cut within a page": lambda raw: raw[: -PAGE - 7],
+    "told too long": lambda raw: _header(raw, 28, b"\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_point_that_its_key_leads_to_is_taken_over(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, alone = tmp_path / "c.sqlite", tmp_path / "alone"
+    with CurveStore.open(path) as store:
+        for k, key in enumerate(KEYS):
+            store.put(key, {"damage": np.full(1500, float(k))}, f"block {k}")
+    whole = path.read_bytes()
+    raw = DAMAGES[damage](whole)
+    path.write_bytes(raw)
+
+    alone.write_bytes(_header(raw, 28, whole[28:32]).ljust(len(whole), b"\0"))
+    with contextlib.closing(sqlite3.connect(alone)) as connection:
+        readable = {k for k, key in enumerate(KEYS) if _values(connection, key) == [float(k)] * 1500}
+    assert 40 <= len(readable) <= len(KEYS) - (damage != "told too long")
+
+    with caplog.at_level(logging.WARNING), CurveStore.open(path) as store:
+        found = {k: arrays for k, key in enumerate(KEYS) if (arrays := store.get(key)) is not None}
+        assert store.count() == len(found)
+    assert found.keys() == readable and f"with the {len(found)} entries" in caplog.text
+    assert all((arrays["damage"] == k).all() and len(arrays["damage"]) == 1500 for k, arrays in found.items())
+    assert (tmp_path / "c.sqlite.damaged-1").read_bytes() == raw
+    assert {file.name for file in tmp_path.iterdir()} == {"alone", "c.sqlite", "c.sqlite.damaged-1"}
+
+
+def _values(connection: sqlite3.Connection, key: str) -> list[float]:
+    with contextlib.suppress(sqlite3.Error):
+        return np.frombuffer(connection.execute("SELECT data FROM points WHERE key = ?", (key,)).fetchone()[0]).tolist()
+    return []
+
+
+def test_points_that_stand_in_the_log_only_are_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     with CurveStore.open(path) as store:
-        for k in range(40):
-            store.put(str(k), {"damage": np.full(3000, float(k))}, f"point {k}")
-    raw = bytearray(path.read_bytes())
-    middle = len(raw) // 2 // 4096 * 4096
-    raw[middle : middle + 8192] = bytes(8192)
+        for key in KEYS[:-1]:
+            store.put(key, {"damage": np.ones(1500)}, "a point")
+    raw = path.read_bytes()
+    # While another has it open, the log is not written back when a connection closes.
+    with CurveStore.open(path) as other:
+        other.put(KEYS[-1], {"damage": np.ones(9)}, "the last")
+        path.write_bytes(_zeroed(raw, len(raw) // PAGE // 2))
+        with CurveStore.open(path) as store:
+            assert store.get(KEYS[-1]) is not None and 40 <= store.count() < len(KEYS)
+    assert KEYS[-1].encode() not in raw
+
+
+def test_a_point_is_not_lost_with_its_label(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with CurveStore.open(path) as store:
+        for key in KEYS:
+            store.put(key, {"damage": np.ones(1500)}, "a point")
+    raw = _zeroed(path.read_bytes().replace(b"a point", b"\xff point"), _leaves(path.read_bytes())[0])
     path.write_bytes(raw)
-    with caplog.at_level(logging.WARNING), CurveStore.open(path) as store:
-        found = {k: store.get(str(k)) for k in range(40)}
-    left = [k for k, arrays in found.items() if arrays is not None]
-    assert 20 <= len(left) < 40 and f"with the {len(left)} entries" in caplog.text
-    assert all((found[k]["damage"] == k).all() for k in left)  # type: ignore[index]
-    assert (tmp_path / "c.sqlite.damaged-1").read_bytes()[: len(raw)] == raw
+    with CurveStore.open(path) as store:
+        assert store.count() >= 40
+
+
+def test_a_damaged_file_stays_where_it_is_if_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "c.sqlite"
+    path.write_bytes(b"not a database at all" * 100)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with (
+        pytest.raises(StoreError, match=r"c.sqlite is damaged .*No space left.*left as it is; free space"),
+        CurveStore.open(path),
+    ):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["c.sqlite"]
 
 
 def test_a_file_is_set_aside_with_its_log(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ import contextlib
 import hashlib
 import json
 import logging
+import mmap
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from secateur.errors import StoreError
-from secateur.storage.database import connect
+from secateur.storage.database import LOG, connect
 from secateur.types import Floats
 
 logger = logging.getLogger(__name__)
@@ -21,20 +24,22 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS points (
     key TEXT PRIMARY KEY, label TEXT NOT NULL, shapes TEXT NOT NULL, data BLOB NOT NULL, sha256 TEXT NOT NULL
 ) WITHOUT ROWID"""
 
+_KEY = re.compile(rb"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True, eq=False)
 class CurveStore:
-    """Points by the hash of everything they depend on."""
+    """Points by the SHA-256, as 64 hexadecimal digits, of everything they depend on."""
 
     connection: sqlite3.Connection
 
     @staticmethod
     @contextlib.contextmanager
     def open(path: Path) -> Iterator["CurveStore"]:
-        """Open or make a store; a damaged file is set aside, and what is whole in it taken over into a new one.
+        """Open or make a store; a damaged file is set aside, and each point that its key still leads to taken over.
 
         Raises:
-            StoreError: the file cannot be opened.
+            StoreError: the file cannot be opened; or it is damaged, and there is no room beside it for a copy.
         """
         connection = connect(path, _SCHEMA, "choose another run directory", _take_over)
         try:
@@ -58,7 +63,7 @@ class CurveStore:
         if row is None:
             return None
         shapes, data, digest = row
-        if _digest(shapes, data) != digest:
+        if not _is_whole(shapes, data, digest):
             logger.warning("a stored point is damaged and will be measured again: %s", key)
             return None
         return _unpack(json.loads(shapes), data)
@@ -88,15 +93,31 @@ class CurveStore:
         return int(self.connection.execute("SELECT COUNT(*) FROM points").fetchone()[0])
 
 
-def _take_over(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
-    saved = 0
-    for key, label in damaged.execute("SELECT key, label FROM points").fetchall():
-        with contextlib.suppress(StoreError):
-            arrays = CurveStore(damaged).get(key)
-            if arrays is not None:
-                CurveStore(fresh).put(key, arrays, label)
-                saved += 1
-    return saved
+def _take_over(file: Path, damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
+    """Each point by its key, as one page that cannot be read ends a walk over all of them."""
+    # Damage to a label, which only people read, must not cost its point.
+    damaged.text_factory = lambda text: text.decode(errors="replace")
+    keys = sorted(_keys_in(file) | _keys_in(file.with_name(file.name + LOG)))
+    rows = (row for key in keys if (row := _whole_row(damaged, key)) is not None)
+    with fresh:
+        return fresh.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", rows).rowcount
+
+
+def _whole_row(damaged: sqlite3.Connection, key: str) -> tuple[Any, ...] | None:
+    try:
+        query = "SELECT key, label, shapes, data, sha256 FROM points WHERE key = ?"
+        row: tuple[Any, ...] | None = damaged.execute(query, (key,)).fetchone()
+    except sqlite3.Error:
+        return None
+    return row if row is not None and _is_whole(*row[2:]) else None
+
+
+def _keys_in(file: Path) -> set[str]:
+    """All that may be a key in the bytes of a file: SQLite writes text as it is, and short text in one piece."""
+    if not file.exists() or not file.stat().st_size:
+        return set()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        return {found[0].decode() for found in _KEY.finditer(raw)}
 
 
 def _joined(arrays: Mapping[str, Floats], known: Mapping[str, Floats] | None) -> Mapping[str, Floats]:
@@ -110,6 +131,11 @@ def _row(key: str, label: str, arrays: Mapping[str, Floats]) -> tuple[str, str, 
     shapes = json.dumps({name: list(array.shape) for name, array in arrays.items()})
     data = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays.values())
     return key, label, shapes, data, _digest(shapes, data)
+
+
+def _is_whole(shapes: object, data: object, digest: object) -> bool:
+    # Damage may change a value's type too.
+    return isinstance(shapes, str) and isinstance(data, bytes) and _digest(shapes, data) == digest
 
 
 def _digest(shapes: str, data: bytes) -> str:

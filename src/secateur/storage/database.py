@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +16,14 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_WAIT = 60.0
 """For another process that writes to the same file."""
 
-TakeOver = Callable[[sqlite3.Connection, sqlite3.Connection], int]
-"""(damaged, new) -> how many entries could be read in the one and were written to the other."""
+LOG = "-wal"
+"""What SQLite adds to a file's name for that of its write-ahead log."""
+
+TakeOver = Callable[[Path, sqlite3.Connection, sqlite3.Connection], int]
+"""(the damaged file, a copy of it, the new one) -> how many entries could be read and were written to the new one."""
 
 
-def take_nothing(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
+def take_nothing(file: Path, damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     """Begin anew."""
     return 0
 
@@ -36,19 +42,55 @@ def connect(path: Path | str, schema: str, remedy: str, take_over: TakeOver = ta
     """
     try:
         return _open_checked(path, schema)
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"cannot open {path}: {error}; {remedy}") from error
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise StoreError(f"cannot open {path}: {error}; {remedy}") from error
-        aside = _set_aside(Path(path))
-        fresh = _open_checked(path, schema)
-        saved = 0
-        with contextlib.closing(sqlite3.connect(aside)) as damaged, contextlib.suppress(sqlite3.DatabaseError):
-            saved = take_over(damaged, fresh)
-        logger.warning(
-            "%s is damaged (%s); it was set aside as %s and a new store begun, with the %d entries that could be read",
-            path, error, aside.name, saved,
-        )  # fmt: skip
-        return fresh
+        try:
+            return _renewed(Path(path), schema, take_over, str(error))
+        except (OSError, sqlite3.Error) as problem:
+            raise StoreError(
+                f"{path} is damaged ({error}), and what can be read of it cannot be taken over: {problem}; it was left "
+                f"as it is; free space on the disk, or {remedy}"
+            ) from problem
+
+
+def _renewed(path: Path, schema: str, take_over: TakeOver, error: str) -> sqlite3.Connection:
+    """A new file in the place of a damaged one, which is touched only once the new one is complete."""
+    with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
+        copy, new = Path(folder) / "copy", Path(folder) / "new"
+        _copy_padded(path, copy)
+        with (
+            contextlib.closing(sqlite3.connect(copy)) as damaged,
+            contextlib.closing(_open_checked(new, schema)) as fresh,
+        ):
+            saved = take_over(path, damaged, fresh)
+        with contextlib.suppress(sqlite3.DatabaseError):
+            # Another process may have renewed it meanwhile.
+            return _open_checked(path, schema)
+        aside = _set_aside(path)
+        new.rename(path)
+    logger.warning(
+        "%s is damaged (%s); it was set aside as %s and a new store begun, with the %d entries that could be read",
+        path, error, aside.name, saved,
+    )  # fmt: skip
+    return _open_checked(path, schema)
+
+
+def _copy_padded(path: Path, copy: Path) -> None:
+    """Copy a file and its log; SQLite reads nothing of one that is shorter than its header says."""
+    shutil.copyfile(path, copy)
+    log = path.with_name(path.name + LOG)
+    if log.exists():
+        shutil.copyfile(log, copy.with_name(copy.name + LOG))
+    with copy.open("rb") as file:
+        header = file.read(32)
+    # https://www.sqlite.org/fileformat2.html: bytes to a page (1 stands for 65,536), and pages.
+    page, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
+    size = (65536 if page == 1 else page) * pages
+    if size > copy.stat().st_size:
+        # A header that is damaged itself may tell more than a disk can have.
+        with contextlib.suppress(OSError):
+            os.truncate(copy, size)
 
 
 def _open_checked(path: Path | str, schema: str) -> sqlite3.Connection:
@@ -56,9 +98,10 @@ def _open_checked(path: Path | str, schema: str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        state = connection.execute("PRAGMA quick_check").fetchone()[0]
+        state = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if state != "ok":
-            raise sqlite3.DatabaseError(state)
+            # The line before says of which database.
+            raise sqlite3.DatabaseError(state.splitlines()[-1])
         connection.execute(schema)
     except sqlite3.Error:
         connection.close()
@@ -69,7 +112,7 @@ def _open_checked(path: Path | str, schema: str) -> sqlite3.Connection:
 def _set_aside(path: Path) -> Path:
     """Rename a file together with its log, which SQLite would else take for that of the new one."""
     aside = _free_name(path)
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", LOG, "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
