@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -54,6 +55,14 @@ def without_addresses(text: str) -> str:
     'first <built-in function len>, then <function describe>'
     """
     return ADDRESS.sub("", text)
+
+
+def own_version() -> str:
+    """Installed version of secateur."""
+    try:
+        return version("secateur")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _text(value: Any, known: dict[int, tuple[Any, str]]) -> str:

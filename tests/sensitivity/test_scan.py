@@ -142,6 +142,26 @@ def test_another_forward_pass_of_the_same_modules_is_measured_anew(tmp_path: Pat
         np.testing.assert_array_equal(curve.damage, kept[name].damage)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"), [("torch.__version__", "1.0"), ("secateur.sensitivity.keys.own_version", lambda: "0.0.1")]
+)
+def test_another_version_measures_anew(
+    place: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, data, program, groups, scores = setting(SOME[0])
+    with CurveStore.open(tmp_path / "points") as store:
+
+        def measured() -> int:
+            return scan(program, groups, scores, data, sparsities=(0.5,), store=store).tally.measured
+
+        first = measured()
+        assert measured() == 0
+        baseline_and_points = store.count()
+        monkeypatch.setattr(place, value)
+        assert measured() == first > 0
+        assert store.count() == 2 * baseline_and_points
+
+
 def test_the_fingerprint_of_a_model_holds_no_address() -> None:
     class Printed(torch.nn.Linear):
         def extra_repr(self) -> str:

@@ -4,13 +4,13 @@ import datetime
 import math
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import fx, nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.describe import own_version
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
 from secateur.measures.macs import count_macs, count_params
@@ -93,14 +93,6 @@ def _costs(story: Story) -> list[CostRow]:
 def _rewrites(story: Story) -> list[Rewrite]:
     # A graph has no attributes that its forward pass would read.
     return [] if isinstance(story.small, fx.GraphModule) else attribute_changes(story.task.model, story.small)
-
-
-def own_version() -> str:
-    """Installed version of secateur."""
-    try:
-        return version("secateur")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def cost_rows(task: Task, small: nn.Module) -> list[CostRow]:

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from secateur.data import Batches
-from secateur.describe import content_hash, describe, without_addresses
+from secateur.describe import content_hash, describe, own_version, without_addresses
 from secateur.graph.trace import Program, named_state
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import Metric, PerSample
@@ -64,6 +64,6 @@ def _key(model: nn.Module, program: Program | None, data: Batches, metrics: Sequ
     """Hash of what the values of the whole model depend on; its forward pass may change where nothing printed does."""
     operators = "" if program is None else without_addresses(str(program.graph))
     words = [f"{m.name}, {m.sign}: {describe(m.function)}" for m in metrics]
-    return hashlib.sha256(
-        "|".join([fingerprint(model), operators, content_hash(data), *words, describe(loss)]).encode()
-    ).hexdigest()
+    # Not in the fingerprint: a run goes on, and a test stays the same test, in a later release.
+    parts = [own_version(), fingerprint(model), operators, content_hash(data), *words, describe(loss)]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
