@@ -43,7 +43,7 @@ def test_the_better_criterion_wins_and_the_control_is_told_apart() -> None:
         cost=cost,
         tolerance=0.05,
     )
-    assert found.name == "taylor" and found.as_good == ()
+    assert found.name == "taylor" and found.as_good == () and found.tolerance == 0.05
     assert found.choice.budget < found.choices["random"].budget
     assert "measurably better than random" in found.reason and "random reaches" in found.reason
     assert found.choice.budget in found.pictures["random"].budgets

@@ -1,5 +1,6 @@
 """Which budget, objective and criterion: all chosen by one cross-validation, and held against naive rules."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ class Selection:
         choices: the budget that each candidate would have.
         as_good: controls that the chosen candidate is not measurably better than at its budget; none if nothing goes.
         reason: in words.
+        tolerance: the damage that was allowed.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Selection:
     choices: Mapping[str, Choice]
     as_good: tuple[str, ...]
     reason: str
+    tolerance: float = math.inf
 
     def __str__(self) -> str:
         return self.reason
@@ -152,6 +155,7 @@ def select(
         choices=choices,
         as_good=as_good,
         reason=_reason(best, candidates, choices, pictures, as_good),
+        tolerance=tolerance,
     )
 
 

@@ -3,13 +3,15 @@
 import datetime
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import fx, nn
 
 from secateur.allocation.certificate import Certificate
+from secateur.allocation.front import Point
+from secateur.allocation.thresholds import BudgetCurve
 from secateur.describe import own_version
 from secateur.graph.trace import canonical_names, named_state
 from secateur.measures.latency import time_models, verdict
@@ -200,14 +202,27 @@ def _thresholds(story: Story) -> ThresholdData:
     bounds = story.task.bounds
     least = min(bounds, key=lambda name: bounds[name])
     reason = choice.reason if choice is not None else "the budget was given"
+    return threshold_data(
+        picture,
+        chosen=choice.budget if choice is not None else bounds[least],
+        of=COSTS[least],
+        tolerance=story.tolerance,
+        reason=reason,
+    )
+
+
+def threshold_data(
+    picture: BudgetCurve, *, chosen: float | None, of: str, tolerance: float | None, reason: str
+) -> ThresholdData:
+    """Damage against budget in the form of the report."""
     return ThresholdData(
         budgets=list(picture.budgets),
         damage=[finite(v) for v in picture.mean],
         standard_error=[finite(v) for v in picture.standard_error],
         predicted=[finite(v) for v in picture.predicted],
-        chosen=choice.budget if choice is not None else bounds[least],
-        of=COSTS[least],
-        tolerance=story.tolerance,
+        chosen=chosen,
+        of=of,
+        tolerance=tolerance,
         reason=reason,
     )
 
@@ -224,20 +239,36 @@ def _front(story: Story) -> FrontData | None:
     return FrontData(
         of=COSTS[next(iter(bounds))],
         points=[
-            FrontPoint(
-                rule=p.rule,
-                budget=p.budget,
-                share=p.share,
-                damage=finite(p.damage),
-                standard_error=finite(p.standard_error),
-                predicted=finite(p.predicted),
-                is_dominated=p.is_dominated,
+            front_point(
+                p,
                 is_chosen=p is near,
                 costs=[(COSTS[n], price(p.allocation.widths) / (dense[n]({}) or 1)) for n, price in prices.items()],
                 widths=[(name, full[name], width) for name, width in p.allocation.widths.items()],
             )
             for p in points
         ],
+    )
+
+
+def front_point(
+    point: Point,
+    *,
+    is_chosen: bool,
+    costs: Sequence[tuple[str, float]] = (),
+    widths: Sequence[tuple[str, int, int]] = (),
+) -> FrontPoint:
+    """A measured point in the form of the report."""
+    return FrontPoint(
+        rule=point.rule,
+        budget=point.budget,
+        share=point.share,
+        damage=finite(point.damage),
+        standard_error=finite(point.standard_error),
+        predicted=finite(point.predicted),
+        is_dominated=point.is_dominated,
+        is_chosen=is_chosen,
+        costs=list(costs),
+        widths=list(widths),
     )
 
 

@@ -54,19 +54,30 @@ def threshold_plot(data: ThresholdData, metric: str, *, share: bool) -> Markup:
     return canvas(frame, f"{metric} lost against {data.of} left, cross-validated", words, *parts)
 
 
-def front_plot(data: FrontData, metric: str, *, share: bool) -> Markup:
+def front_plot(
+    data: FrontData, metric: str, *, share: bool, tolerance: float | None = None, linked: bool = True
+) -> Markup:
     """Measured points of cost against damage, each a link to its own numbers, with a line through the best."""
     points = [p for p in data.points if p.damage is not None]
     values = [v for p in points if p.damage is not None for v in (p.damage, p.damage + (p.standard_error or 0.0))]
-    frame = Frame(600, 330, _budget_range([p.share for p in points]), range_of(values), top=34, bottom=46)
+    frame = Frame(
+        600,
+        330,
+        _budget_range([p.share for p in points]),
+        range_of([*values, 1.2 * (tolerance or 0.0)]),
+        top=34,
+        bottom=46,
+    )
     best = sorted((p for p in points if not p.is_dominated), key=lambda p: -p.share)
-    shares, damages, errors = zip(*((p.share, p.damage, p.standard_error) for p in best), strict=True)
+    shares, damages, errors = [p.share for p in best], [p.damage for p in best], [p.standard_error for p in best]
     parts = [
         y_axis(frame, lost_label(metric, share=share), text=as_points if share else as_number),
         x_axis(frame, f"{data.of} left", most=6),
         inside(frame, band(frame, shares, damages, errors), line(frame, shares, damages)),
     ]
-    parts += [_link(frame, k, p, share=share) for k, p in enumerate(data.points)]
+    if tolerance is not None:
+        parts.append(level(frame, tolerance, "tolerance"))
+    parts += [_link(frame, k, p, share=share) if linked else _point(frame, p) for k, p in enumerate(data.points)]
     words = describe(shares, damages, share=share)
     return canvas(frame, f"{metric} lost against {data.of} left, measured", words, *parts)
 
@@ -74,17 +85,17 @@ def front_plot(data: FrontData, metric: str, *, share: bool) -> Markup:
 def _link(frame: Frame, number: int, point: FrontPoint, *, share: bool) -> Markup:
     if point.damage is None:
         return Markup("")
-    kind = "beaten" if point.is_dominated else "chosen" if point.is_chosen else "dot"
-    return Markup(
-        '<a href="#point-{}" aria-label="{}"><circle class="reach" cx="{}" cy="{}" r="12"/>'
-        '<circle class="{}" cx="{}" cy="{}" r="5"/></a>'
-    ).format(
+    return Markup('<a href="#point-{}" aria-label="{}"><circle class="reach" cx="{}" cy="{}" r="12"/>{}</a>').format(
         number,
         f"{percent(point.share)} left, {damage_text(point.damage, share)} lost",
         *(frame.x(point.share), frame.y(point.damage)),
-        kind,
-        *(frame.x(point.share), frame.y(point.damage)),
+        _point(frame, point),
     )
+
+
+def _point(frame: Frame, point: FrontPoint) -> Markup:
+    kind = "chosen" if point.is_chosen else "beaten" if point.is_dominated else "dot"
+    return dots(frame, [point.share], [point.damage], kind=kind, radius=5)
 
 
 def curve_plot(data: CurveData, y_range: tuple[float, float], *, share: bool) -> Markup:
