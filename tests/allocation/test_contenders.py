@@ -105,6 +105,15 @@ def test_levels_have_their_share_and_no_more_is_asked_for() -> None:
     assert Contenders(cost, [3.0], share=1.0)(part(curves, dict.fromkeys(seen, FIRST))) == {}
 
 
+def test_a_level_that_lacks_one_sample_is_asked_for_and_one_that_lacks_none_is_not() -> None:
+    for seen, asked in ((3, {("a", 2): 4}), (4, {})):
+        row = [1.0, 3.0, 2.0, 2.0][:seen] + [np.nan] * (6 - seen)
+        damage = np.array([[0.0] * 6, row])
+        curve = Curve("a", (4, 2), (0, 0.5), damage, damage)
+        # Four of six samples are enough; twice three would be more than that.
+        assert Contenders(lambda widths: widths["a"], [2.0], share=0.6)({"a": curve}) == asked
+
+
 def test_the_error_of_a_part_is_that_over_all_draws_without_replacement() -> None:
     values = np.array([0.0, 1.0, 1.0, 4.0, 7.0, -3.0])
     draws = [values[list(chosen)] for chosen in combinations(range(6), 4)]

@@ -64,6 +64,22 @@ def test_a_control_that_does_as_well_is_said_to() -> None:
     assert worse.name == "magnitude" and "a naive rule does best" in worse.reason
 
 
+def test_a_control_is_as_good_within_as_many_standard_errors_as_are_asked_for() -> None:
+    """The control spoils 16 samples of 400 more: 0.04 with a standard error of 0.0098, about four of them."""
+    zeros = np.zeros((2, 400))
+    curves = {"a": Curve("a", (20, 10), (0.0, 0.5), zeros, zeros)}
+    worse = (np.arange(400) < 16).astype(float)
+    both = {
+        "taylor": Candidate(curves, lambda widths, positions: np.zeros(len(positions))),
+        "magnitude": Candidate(curves, lambda widths, positions: worse[positions], is_control=True),
+    }
+    as_good = {
+        errors: select(both, cost=cost, tolerance=1.0, budgets=[0.8], refinements=0, standard_errors=errors).as_good
+        for errors in (1.0, 3.9, 4.3)
+    }
+    assert as_good == {1.0: (), 3.9: (), 4.3: ("magnitude",)}
+
+
 def test_of_two_that_are_equal_the_one_that_is_no_control_wins() -> None:
     slopes = {"a": 0.1, "b": 0.1}
     both = {"magnitude": candidate(slopes, 0, is_control=True), "taylor": candidate(slopes, 0)}
