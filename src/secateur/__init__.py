@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from secateur.pipeline.picture import plot
     from secateur.pipeline.prune import prune
     from secateur.pipeline.result import Result
+    from secateur.progress_bars import make_progress
     from secateur.repairs.folding import fold
     from secateur.repairs.repair import Repaired, repair
     from secateur.sensitivity.after import AfterRepair
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from secateur.sparsity.shares import ERK, OWL, Global, Uniform
     from secateur.sparsity.sparsegpt import SparseGPT
     from secateur.sparsity.sparsify import Sparsified, sparsify
+    from secateur.storage.curve_store import CurveStore
     from secateur.storage.saved_model import load_model as load, save_model as save
     from secateur.surgery.cut import cut
     from secateur.surgery.mask import mask
@@ -111,6 +113,7 @@ _HOMES = {
     "Cost": "secateur.types:Cost",
     "Criterion": "secateur.criteria.criterion:Criterion",
     "Curve": "secateur.types:Curve",
+    "CurveStore": "secateur.storage.curve_store:CurveStore",
     "DataError": "secateur.errors:DataError",
     "ERK": "secateur.sparsity.shares:ERK",
     "EqualDamage": "secateur.allocation.objectives:EqualDamage",
@@ -197,6 +200,7 @@ _HOMES = {
     "hold": "secateur.sparsity.hold:hold",
     "latency_costs": "secateur.pipeline.latency:latency_costs",
     "load": "secateur.storage.saved_model:load_model",
+    "make_progress": "secateur.progress_bars:make_progress",
     "mask": "secateur.surgery.mask:mask",
     "measure": "secateur.measures.cost:measure",
     "plan": "secateur.surgery.plan:plan",
@@ -250,6 +254,7 @@ __all__ = [
     "Cost",
     "Criterion",
     "Curve",
+    "CurveStore",
     "DataError",
     "EqualDamage",
     "Executor",
@@ -326,6 +331,7 @@ __all__ = [
     "hold",
     "latency_costs",
     "load",
+    "make_progress",
     "mask",
     "measure",
     "plan",

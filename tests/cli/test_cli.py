@@ -18,9 +18,9 @@ from secateur.cli.batches import TensorBatches, flip_crop
 from secateur.cli.data_sources import digits, parquet_images, text_chars, text_lines
 from secateur.cli.imports import resolve
 from secateur.cli.main import EXIT_CODES, run
-from secateur.cli.progress import PlainProgress
 from secateur.cli.recipe import load_recipe
 from secateur.errors import DataError, RecipeError
+from secateur.progress_bars import PlainProgress
 
 GOOD = "model: {ref: digits-cnn}\ndata: {kind: digits}\ntolerance: 0.02\n"
 

@@ -18,8 +18,8 @@ import secateur as sc
 from secateur import errors
 from secateur.cli import job, main
 from secateur.cli.loaders import load_data
-from secateur.cli.progress import PlainProgress, TerminalProgress, make_progress
 from secateur.cli.recipe import load_recipe
+from secateur.progress_bars import PlainProgress, TerminalProgress, make_progress
 from secateur.zoo.digits import digits_cnn
 
 COMMANDS = ("demo", "inspect", "scan", "front", "prune", "sparsify", "certify", "report")

@@ -179,6 +179,7 @@ def test_sparsities_may_be_a_tensor() -> None:
         ("deepen", Budget(macs=0.5)),
         ("executor", "ray"),
         ("store", Path("points")),
+        ("store", {}),
         ("progress", True),
         ("after", "repair"),
     ],
@@ -186,6 +187,12 @@ def test_sparsities_may_be_a_tensor() -> None:
 def test_an_argument_of_another_kind_is_named(name: str, given: Any) -> None:
     with pytest.raises(ArgumentError, match=f"{name} is a {type(given).__name__}; pass "):
         scan(*JOB, **{name: given})
+
+
+def test_a_store_that_was_not_entered_is_told_how(tmp_path: Path) -> None:
+    given: Any = CurveStore.open(tmp_path / "points")
+    with pytest.raises(ArgumentError, match=r"pass the store of `with sc\.CurveStore\.open\(path\) as store:`"):
+        scan(*JOB, store=given)
 
 
 @pytest.mark.parametrize("surrogate", [3, {"0": 0.5}])

@@ -153,6 +153,11 @@ def test_a_point_is_not_lost_with_its_label(tmp_path: Path) -> None:
         assert store.count() >= 40
 
 
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot open .*none/c.sqlite.*in a folder that exists"):
+        CurveStore.open(str(tmp_path / "none" / "c.sqlite")).__enter__()
+
+
 def test_a_damaged_file_stays_where_it_is_if_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from secateur.allocation.front import Front, front
 from secateur.cli.loaders import Splits, example_args, load_criterion, load_dense, load_scope
-from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
@@ -19,6 +18,7 @@ from secateur.pipeline.aims import objective_of
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.latency import latency_costs
 from secateur.pipeline.task import summarise
+from secateur.progress_bars import make_progress
 from secateur.sensitivity.probe import probe
 from secateur.sensitivity.scan import measure_curves
 from secateur.storage.atomic import write_text

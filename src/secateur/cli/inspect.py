@@ -15,7 +15,6 @@ from secateur.cli.loaders import (
     load_racing,
     load_scope,
 )
-from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.criteria.collect import collect
 from secateur.criteria.criterion import needs_of, score
@@ -25,6 +24,7 @@ from secateur.measures.cost import measure
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.picture import plot
 from secateur.pipeline.reporting import curve_data
+from secateur.progress_bars import make_progress
 from secateur.report.formats import number, shorten
 from secateur.report.plots import by_sensitivity
 from secateur.report.tables import curves_table, to_text

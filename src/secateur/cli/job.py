@@ -13,11 +13,11 @@ from secateur.cli.loaders import (
     load_retraining,
     load_scope,
 )
-from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.errors import RecipeError
 from secateur.pipeline.prune import prune
 from secateur.pipeline.result import Result
+from secateur.progress_bars import make_progress
 from secateur.types import Budget
 
 

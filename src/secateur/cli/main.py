@@ -75,7 +75,7 @@ def demo(
     """Train two small networks on bundled digits, prune both, and write two reports (about a minute)."""
     _set_threads(threads)
     from secateur.cli.demo import run_demo
-    from secateur.cli.progress import make_progress
+    from secateur.progress_bars import make_progress
 
     reports = []
     for exhibit, result, report in run_demo(out, make_progress()):

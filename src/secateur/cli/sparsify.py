@@ -6,7 +6,6 @@ from torch import nn
 
 from secateur.capture.parking import Offload
 from secateur.cli.loaders import Splits, example_args, load_dense
-from secateur.cli.progress import make_progress
 from secateur.cli.recipe import Recipe
 from secateur.cli.recipe_sparsity import AllocationName, MethodName, SparsifyPart
 from secateur.data import as_batches
@@ -15,6 +14,7 @@ from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.pipeline.calibration import first_samples
 from secateur.pipeline.task import summarise
+from secateur.progress_bars import make_progress
 from secateur.report.formats import damage_text, error_text, metric_text
 from secateur.sparsity.allocate import Sparsity
 from secateur.sparsity.alps import ALPS

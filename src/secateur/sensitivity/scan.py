@@ -89,8 +89,9 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
             and its rank agreement with what was measured is reported.
         workers: more than one measure in so many processes; short for `executor=ProcessExecutor(workers)`.
         executor: where points are measured: `ProcessExecutor` or `RayExecutor`; None = in this process.
-        store: measured points are looked up and kept here.
-        progress: shown while running.
+        store: that of `with CurveStore.open(path) as store:`; measured points are looked up and kept in it, so that a
+            killed scan goes on where it was.
+        progress: shows how far it is: `make_progress()`, or an object with the same method; None: nothing is shown.
 
     Returns:
         Curves by group; the first level of each is the whole group, with no damage. It prints as a table.
@@ -104,7 +105,8 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
     _check_kind("program", program, isinstance(program, Program), "what sc.trace(model, args) gives")
     _check_groups(program, groups)
     _check_kind("after", after, after is None or callable(after) or isinstance(after, InPlace), "sc.AfterRepair(data)")
-    _check_kind("store", store, store is None or hasattr(store, "get"), "what CurveStore.open(path) gives")
+    is_store = store is None or (hasattr(store, "get") and hasattr(store, "put"))
+    _check_kind("store", store, is_store, "the store of `with sc.CurveStore.open(path) as store:`, or None")
     data = as_batches(validation, "validation", batch_fn)
     found_loss = resolve_loss(loss)
     found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
@@ -148,7 +150,7 @@ def measure_curves(
     )
     _check_kind("surrogate", surrogate, is_surrogate, "{group name: {width: predicted damage}}, as sc.predict gives")
     _check_kind("executor", executor, executor is None or hasattr(executor, "start"), "sc.ProcessExecutor(2), or None")
-    _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "one with stages, or None")
+    _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "sc.make_progress(), or None")
     chosen = chosen_executor(workers, executor)
     if deepen is not None and (racing is None or racing.bisect):
         raise ArgumentError("deepen= measures on what a race left: pass racing=Racing(...) without bisect as well")

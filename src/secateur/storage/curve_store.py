@@ -29,19 +29,28 @@ _KEY = re.compile(rb"[0-9a-f]{64}")
 
 @dataclass(frozen=True, eq=False)
 class CurveStore:
-    """Points by the SHA-256, as 64 hexadecimal digits, of everything they depend on."""
+    """Points by the SHA-256, as 64 hexadecimal digits, of everything they depend on.
+
+    >>> with CurveStore.open(":memory:") as store:
+    ...     store.put("c0" * 32, {"damage": np.array([0.0, 1.0])}, "a point")
+    ...     store.get("c0" * 32), store.count()
+    ({'damage': array([0., 1.])}, 1)
+    """
 
     connection: sqlite3.Connection
 
     @staticmethod
     @contextlib.contextmanager
-    def open(path: Path) -> Iterator["CurveStore"]:
+    def open(path: Path | str) -> Iterator["CurveStore"]:
         """Open or make a store; a damaged file is set aside, and each point that its key still leads to taken over.
+
+        Args:
+            path: of the file, in a folder that exists; or ":memory:".
 
         Raises:
             StoreError: the file cannot be opened; or it is damaged, and there is no room beside it for a copy.
         """
-        connection = connect(path, _SCHEMA, "choose another run directory", _take_over)
+        connection = connect(path, _SCHEMA, "choose another file, in a folder that exists", _take_over)
         try:
             yield CurveStore(connection)
         finally:

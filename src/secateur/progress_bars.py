@@ -68,5 +68,9 @@ def time_left(seconds: float) -> str:
 
 
 def make_progress() -> Progress:
-    """Bars on a terminal, lines elsewhere."""
+    """What every `progress=` takes: bars on a terminal; elsewhere, lines at least five seconds apart; on stderr.
+
+    >>> with make_progress().stage("scan", 2) as advance:
+    ...     advance(1, note="conv1")
+    """
     return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
