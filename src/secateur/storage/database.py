@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -19,11 +18,11 @@ SECONDS_TO_WAIT = 60.0
 LOG = "-wal"
 """What SQLite adds to a file's name for that of its write-ahead log."""
 
-TakeOver = Callable[[Path, sqlite3.Connection, sqlite3.Connection], int]
-"""(the damaged file, a copy of it, the new one) -> how many entries could be read and were written to the new one."""
+TakeOver = Callable[[Path, sqlite3.Connection], int]
+"""(a copy of the damaged file, the new one) -> how many entries could be read and were written to the new one."""
 
 
-def take_nothing(file: Path, damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
+def take_nothing(damaged: Path, fresh: sqlite3.Connection) -> int:
     """Begin anew."""
     return 0
 
@@ -58,12 +57,9 @@ def _renewed(path: Path, schema: str, take_over: TakeOver, error: str) -> sqlite
     """A new file in the place of a damaged one, which is touched only once the new one is complete."""
     with tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
         copy, new = Path(folder) / "copy", Path(folder) / "new"
-        _copy_padded(path, copy)
-        with (
-            contextlib.closing(sqlite3.connect(copy)) as damaged,
-            contextlib.closing(_open_checked(new, schema)) as fresh,
-        ):
-            saved = take_over(path, damaged, fresh)
+        _copy_with_log(path, copy)
+        with contextlib.closing(_open_checked(new, schema)) as fresh:
+            saved = take_over(copy, fresh)
         with contextlib.suppress(sqlite3.DatabaseError):
             # Another process may have renewed it meanwhile.
             return _open_checked(path, schema)
@@ -76,21 +72,14 @@ def _renewed(path: Path, schema: str, take_over: TakeOver, error: str) -> sqlite
     return _open_checked(path, schema)
 
 
-def _copy_padded(path: Path, copy: Path) -> None:
-    """Copy a file and its log; SQLite reads nothing of one that is shorter than its header says."""
+def _copy_with_log(path: Path, copy: Path) -> None:
+    """Copy a file, and write what stands in its log into the copy if SQLite still can."""
     shutil.copyfile(path, copy)
     log = path.with_name(path.name + LOG)
     if log.exists():
         shutil.copyfile(log, copy.with_name(copy.name + LOG))
-    with copy.open("rb") as file:
-        header = file.read(32)
-    # https://www.sqlite.org/fileformat2.html: bytes to a page (1 stands for 65,536), and pages.
-    page, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
-    size = (65536 if page == 1 else page) * pages
-    if size > copy.stat().st_size:
-        # A header that is damaged itself may tell more than a disk can have.
-        with contextlib.suppress(OSError):
-            os.truncate(copy, size)
+        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(sqlite3.connect(copy)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _open_checked(path: Path | str, schema: str) -> sqlite3.Connection:
