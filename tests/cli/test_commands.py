@@ -243,6 +243,9 @@ def test_where_and_how_far_is_measured_is_said_in_the_recipe(monkeypatch: pytest
         return found
 
     plain = given()
+    assert (plain["repeats"], plain["standard_errors"]) == (1, 1.0)
+    rule = given("repeats=4", "standard_errors=1.645")
+    assert (rule["repeats"], rule["standard_errors"]) == (4, 1.645)
     assert plain["executor"] == sc.SerialExecutor() and plain["racing"] is None and plain["spend"] is None
     more = given("workers=3", "racing={stage: 100, least: 50, bisect: true}", "spend=sequence", "confidence=0.9")
     assert more["executor"] == sc.ProcessExecutor(3) and more["spend"] == "sequence" and more["confidence"] == 0.9

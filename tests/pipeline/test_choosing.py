@@ -60,6 +60,56 @@ def test_under_a_tolerance_the_way_wins_that_prunes_most() -> None:
     assert result.report_data.thresholds.chosen == choices[best].budget < 1
 
 
+def rough(samples: int, **wishes) -> sc.Result:
+    """A network that needs all of its units, on few samples: damages are large, and folds disagree."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape) * (parameter.ndim > 1)
+    data = [(X[:samples], net(X[:samples]).argmax(1))]
+    more = {**QUICK, "sparsities": (0.25, 0.5, 0.75), "front": False, "controls": (), "tolerance": 0.1}
+    return sc.prune(net, (X[:4],), calibration=data, validation=data, **{**more, **wishes})
+
+
+def test_more_standard_errors_prune_less_in_the_choice_and_in_rounds() -> None:
+    found = {errors: rough(240, standard_errors=errors) for errors in (1.0, 3.0)}
+    chosen = {errors: result.report_data.thresholds for errors, result in found.items()}
+    assert chosen[3.0].chosen > chosen[1.0].chosen
+    at = chosen[3.0].budgets.index(chosen[3.0].chosen)
+    assert chosen[3.0].damage[at] + 3 * chosen[3.0].standard_error[at] <= 0.1
+    assert chosen[3.0].damage[at + 1] + 3 * chosen[3.0].standard_error[at + 1] > 0.1
+    assert "plus 3 standard errors" in chosen[3.0].reason
+    assert [r.reason for r in found[3.0].report_data.rounds] == [
+        "damage plus 3 standard errors is within the tolerance"
+    ]
+    several = rough(240, standard_errors=3.0, objectives=["least damage", "equal damage"])
+    assert several.selection is not None and "plus 3 standard errors" in several.selection.reason
+
+
+def test_folds_are_drawn_as_often_as_is_asked_for() -> None:
+    damages = {}
+    for repeats in (1, 3):
+        result = rough(
+            40, repeats=repeats, objectives=["least damage", "equal damage"], folds=2, sparsities=(0.1, 0.2, 0.3, 0.4)
+        )
+        assert result.selection is not None
+        picture, shown = result.selection.pictures[result.selection.name], result.report_data.thresholds
+        seen = dict(zip(shown.budgets, shown.damage, strict=True))
+        # Both cross-validations draw the same folds.
+        assert {b: m for b, m in zip(picture.budgets, picture.mean, strict=True) if b in seen} == pytest.approx(seen)
+        damages[repeats] = shown.damage
+    assert damages[1] != pytest.approx(damages[3])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"repeats": 0}, {"repeats": 1.5}, {"repeats": float("inf")}, {"standard_errors": -1.0},
+              {"standard_errors": float("inf")}, {"standard_errors": "two"}]
+)  # fmt: skip
+def test_a_rule_that_means_nothing_is_named_before_anything_is_measured(wrong) -> None:
+    with pytest.raises(sc.ArgumentError, match=f"{next(iter(wrong))}="):
+        sc.prune(NET, (), validation=None, calibration=[], tolerance=0.1, **wrong)
+
+
 def test_objectives_by_name_and_one_of_the_users_own() -> None:
     scores = {"a": torch.arange(4.0)}
     names = ["LeastDamage", "EqualDamage", "GlobalThreshold", "UniformDensity"]

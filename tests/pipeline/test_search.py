@@ -45,3 +45,10 @@ def test_halving_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_out_of_reach_ends_the_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     found = descended(monkeypatch, [1.0, 0.5, 0.1, 0.05], limit=0.0, least=0.2)
     assert [r.target for r in found.rounds] == [0.5] and found.kept == (1,)
+
+
+def test_a_round_is_within_the_tolerance_by_so_many_standard_errors() -> None:
+    damage = Damage(0.5, 0.25)
+    assert damage.is_within(0.75) and not damage.is_within(0.74)
+    assert damage.is_within(1.0, 2.0) and not damage.is_within(0.99, 2.0) and damage.is_within(0.5, 0.0)
+    assert not Damage(float("nan"), 0.0).is_within(1.0)

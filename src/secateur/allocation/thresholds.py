@@ -182,11 +182,20 @@ def choose(
         return Choice(curve.budgets[index], index, damage, error, reason)
     reason = (
         f"{curve.budgets[index]:.0%} is the most aggressive budget whose out-of-fold damage plus "
-        f"{standard_errors:g} standard error ({damage:.4g} + {standard_errors * error:.4g}) is within {tolerance:g}"
+        f"{errors_in_words(standard_errors)} ({damage:.4g} + {standard_errors * error:.4g}) is within {tolerance:g}"
     )
     if length < len(within):
         reason += f"; at {curve.budgets[length]:.0%} it is {float(upper[length]):.4g}"
     return Choice(curve.budgets[index], index, damage, error, reason)
+
+
+def errors_in_words(number: float) -> str:
+    """So many standard errors.
+
+    >>> errors_in_words(1), errors_in_words(1.645)
+    ('1 standard error', '1.645 standard errors')
+    """
+    return f"{number:g} standard error{'' if number == 1 else 's'}"
 
 
 def merged(curves: Sequence[BudgetCurve]) -> BudgetCurve:

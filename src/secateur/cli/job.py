@@ -45,6 +45,8 @@ def run_recipe(recipe: Recipe, splits: Splits, allowed: tuple[str, ...], out: Pa
         local_search=recipe.local_search,
         sparsities=recipe.sparsities,
         folds=recipe.folds,
+        repeats=recipe.repeats,
+        standard_errors=recipe.standard_errors,
         schedule=recipe.schedule,
         rounds=recipe.rounds,
         retrain=load_retraining(recipe),

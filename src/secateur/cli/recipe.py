@@ -205,6 +205,8 @@ class Recipe(Part):
     local_search: bool | int = False
     sparsities: Numbers = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     folds: int = Field(5, ge=2)
+    repeats: int = Field(1, ge=1)
+    standard_errors: float = Field(1.0, ge=0, allow_inf_nan=False)
     schedule: Literal["one-shot", "linear", "cubic", "exponential"] = "cubic"
     rounds: int = Field(4, ge=1)
     retrain: RetrainPart | None = None

@@ -27,12 +27,16 @@ class Rivals:
         aims: objectives, or names of them.
         controls: "random", "uniform-magnitude": the same density for every group.
         folds: of the cross-validation.
+        repeats: how often they are drawn anew.
+        standard_errors: by which damage must stay within the tolerance.
     """
 
     criteria: tuple[Criterion, ...]
     aims: tuple[Aim, ...]
     controls: tuple[str, ...]
     folds: int
+    repeats: int = 1
+    standard_errors: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,8 @@ def _best(task: Task, rivals: Rivals, *, tolerance: float | None, budgets: Seque
             goal=task.budget,
             budgets=budgets,
             folds=rivals.folds,
+            repeats=rivals.repeats,
+            standard_errors=rivals.standard_errors,
             refinements=0 if tolerance is None else 2,
             seed=task.seed,
             progress=lambda name: advance(1, name),

@@ -70,6 +70,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
     front: bool = True,
     sparsities: Sequence[float] = SPARSITIES,
     folds: int = 5,
+    repeats: int = 1,
+    standard_errors: float = 1.0,
     schedule: str | Schedule = "cubic",
     rounds: int = 4,
     retrain: Retraining | None = None,
@@ -128,6 +130,9 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         front: measure the damage at all budgets of a grid, for the report and `Result.front`.
         sparsities: levels of the scan, in (0, 1).
         folds: of the cross-validation.
+        repeats: how often the folds are drawn anew: each sample counts with its mean damage.
+        standard_errors: of the damage, which it must stay within the tolerance by, out of fold and after each round;
+            1.645 is a one-sided confidence of 95 %.
         schedule: "one-shot", "linear", "cubic" or "exponential": how fast the rounds go down.
         rounds: of cut, repair and retraining.
         retrain: how to retrain in each round; None = no training at all, one round.
@@ -167,6 +172,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
         StoreError: the run directory is of other settings, operators or data, or another process uses it.
     """
     _check_arguments(tolerance, budget, rounds, folds, controls)
+    _check_rule(repeats, standard_errors)
     check_level(confidence, spend, run_dir)
     chosen = chosen_executor(workers, executor)
     exam = Exam(None if test is None else as_batches(test, "test", batch_fn), confidence, spend)
@@ -200,7 +206,8 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
                 "tolerance": tolerance, "budget": describe(budget),
                 "criterion": describe(scored_by if criteria else scored_by[0]),
                 "objectives": describe(tuple(objectives)), "local search": int(local_search),
-                "sparsities": list(sparsities), "folds": folds, "schedule": describe(schedule), "rounds": rounds,
+                "sparsities": list(sparsities), "folds": folds, "repeats": int(repeats),
+                "standard errors": float(standard_errors), "schedule": describe(schedule), "rounds": rounds,
                 "retrain": describe(retrain), "repair": repair, "controls": list(controls),
                 "calibration_samples": calibration_samples, "seed": seed, "racing": describe(racing),
                 **{field.name: describe(getattr(scope, field.name)) for field in fields(scope)},
@@ -264,7 +271,7 @@ def prune(  # noqa: PLR0913 - one argument for each thing that a user may decide
             )
         return run_task(
             task, clock, left, unfit, tolerance, budget, exam, front=front,
-            rivals=Rivals(scored_by, tuple(objectives), tuple(controls), folds),
+            rivals=Rivals(scored_by, tuple(objectives), tuple(controls), folds, int(repeats), standard_errors),
             schedule=resolve_schedule(schedule, rounds=rounds),
         )  # fmt: skip
 
@@ -283,3 +290,10 @@ def _check_arguments(
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
         raise ArgumentError(f"control {unknown[0]!r} is not known; use any of {list(CONTROLS)}")
+
+
+def _check_rule(repeats: int, standard_errors: float) -> None:
+    if not 1 <= as_number("repeats", repeats) < math.inf or repeats != int(repeats):
+        raise ArgumentError(f"repeats={repeats} must be a whole number of at least 1")
+    if not 0 <= as_number("standard_errors", standard_errors) < math.inf:
+        raise ArgumentError(f"standard_errors={standard_errors} must be a finite number of at least 0")

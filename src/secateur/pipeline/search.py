@@ -7,7 +7,16 @@ import numpy as np
 from torch import nn
 
 from secateur.allocation.selection import GRID
-from secateur.allocation.thresholds import BudgetCurve, Choice, choose, cross_validate, folds, refine_budgets
+from secateur.allocation.thresholds import (
+    BudgetCurve,
+    Choice,
+    averaged,
+    choose,
+    cross_validate,
+    errors_in_words,
+    folds,
+    refine_budgets,
+)
 from secateur.errors import BudgetError
 from secateur.pipeline.aims import objective_of
 from secateur.pipeline.rounds import Round, run_round, saved_round
@@ -44,29 +53,46 @@ class Search:
 
 
 def threshold(
-    task: Task, scene: Scene, curves: Curves, *, budgets: Sequence[float], k: int, tolerance: float | None
+    task: Task,
+    scene: Scene,
+    curves: Curves,
+    *,
+    budgets: Sequence[float],
+    k: int,
+    repeats: int,
+    tolerance: float | None,
+    standard_errors: float,
 ) -> tuple[BudgetCurve, Choice | None]:
     """Cross-validate the budgets; under a tolerance also choose one."""
     rng = np.random.default_rng(task.seed)
-    parts = folds(len(task.baseline.metric), k, rng)
-    total = len(parts) * (len(budgets) + (0 if tolerance is None else REFINEMENTS))
+    drawn = [folds(len(task.baseline.metric), k, rng) for _ in range(repeats)]
+    total = k * repeats * (len(budgets) + (0 if tolerance is None else REFINEMENTS))
     with task.progress.stage("cross-validation", total) as advance:
 
         def measured(at: Sequence[float]) -> BudgetCurve:
-            return cross_validate(
-                curves,
-                budgets=at,
-                cost=scene.cost,
-                goal=task.budget,
-                joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
-                folds=parts,
-                objective=objective_of(task.objective, scene.probe.scores),
-                progress=lambda done, of: advance(1),
+            return averaged(
+                [
+                    cross_validate(
+                        curves,
+                        budgets=at,
+                        cost=scene.cost,
+                        goal=task.budget,
+                        joint=lambda widths, samples: scene.probe.damage(widths, samples)[0],
+                        folds=parts,
+                        objective=objective_of(task.objective, scene.probe.scores),
+                        progress=lambda done, of: advance(1),
+                    )
+                    for parts in drawn
+                ]
             )
+
+        def decide(curve: BudgetCurve) -> Choice:
+            assert tolerance is not None
+            return choose(curve, tolerance, standard_errors=standard_errors)
 
         if tolerance is None:
             return measured(budgets), None
-        return refine_budgets(measured, budgets, lambda curve: choose(curve, tolerance), refinements=REFINEMENTS)
+        return refine_budgets(measured, budgets, decide, refinements=REFINEMENTS)
 
 
 def reachable_grid(scene: Scene, curves: Curves) -> tuple[float, ...]:
@@ -92,8 +118,18 @@ def descend(task: Task, targets: Sequence[float], *, allocator: Allocator, first
     return Search(tuple(rounds), numbers, dict.fromkeys(numbers, "a step of the schedule"))
 
 
-def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, first: Scene, curves: Curves) -> Search:
+def descend_guarded(
+    task: Task,
+    targets: Sequence[float],
+    *,
+    tolerance: float,
+    first: Scene,
+    curves: Curves,
+    standard_errors: float = 1.0,
+) -> Search:
     """Go down the targets while the damage stays within the tolerance; roll back at the first that does not.
+
+    Within is the mean plus so many standard errors.
 
     After a roll-back the step is halved, as a ratio of costs, until a round holds or `HALVINGS` have failed.
     """
@@ -113,13 +149,13 @@ def descend_guarded(task: Task, targets: Sequence[float], *, tolerance: float, f
         except BudgetError:
             break
         rounds.append(result)
-        if result.damage.is_within(tolerance):
+        if result.damage.is_within(tolerance, standard_errors):
             kept.append(number)
-            reasons[number] = "damage plus one standard error is within the tolerance"
+            reasons[number] = f"damage plus {errors_in_words(standard_errors)} is within the tolerance"
             model, plan, reached = result.model, result.plan, result.share
             queue = [t for t in queue if t < reached]
         else:
-            reasons[number] = "rolled back: damage plus one standard error breaks the tolerance"
+            reasons[number] = f"rolled back: damage plus {errors_in_words(standard_errors)} breaks the tolerance"
             middle = (reached * target) ** 0.5
             queue = [middle] if halvings > 0 and reached - middle >= LEAST_STEP else []
             halvings -= 1

@@ -120,7 +120,10 @@ def run_task(
     task, scene, curves = way.task, way.scene, way.curves
     with clock.stage("cross-validation"):
         grid = sorted({*reachable_grid(scene, curves), *([final] if final else [])}, reverse=True)
-        picture, choice = threshold(task, scene, curves, budgets=grid, k=rivals.folds, tolerance=tolerance)
+        picture, choice = threshold(
+            task, scene, curves, budgets=grid, k=rivals.folds, repeats=rivals.repeats, tolerance=tolerance,
+            standard_errors=rivals.standard_errors,
+        )  # fmt: skip
     with clock.stage("front"):
         points = measured_front(task, scene, curves, [b for b in grid if b < 1]) if front else None
     with clock.stage("rounds"):
@@ -133,7 +136,9 @@ def run_task(
             start = [choice.budget] if choice.index is not None and choice.budget < 1 else []
             later = [t for t in _targets(schedule, least_share(scene, curves)) if not start or t < start[0]]
             targets = start + later if task.retrain is not None else start
-            search = descend_guarded(task, targets, tolerance=tolerance, first=scene, curves=curves)
+            search = descend_guarded(
+                task, targets, tolerance=tolerance, first=scene, curves=curves, standard_errors=rivals.standard_errors
+            )
     best = search.best
     with clock.stage("controls"):
         naive = {name: _control(task, name, search) for name in rivals.controls} if best is not None else {}

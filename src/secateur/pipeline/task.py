@@ -125,9 +125,9 @@ class Damage:
     mean: float
     standard_error: float
 
-    def is_within(self, tolerance: float) -> bool:
-        """Whether the mean plus one standard error is at most `tolerance`; NaN is not."""
-        return self.mean + self.standard_error <= tolerance
+    def is_within(self, tolerance: float, standard_errors: float = 1.0) -> bool:
+        """Whether the mean plus so many standard errors is at most `tolerance`; NaN is not."""
+        return self.mean + standard_errors * self.standard_error <= tolerance
 
 
 def summarise(damage: Floats) -> Damage:
