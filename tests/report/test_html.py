@@ -230,3 +230,10 @@ def test_every_point_of_the_front_can_be_chosen_and_tells_what_it_keeps(text):
     panels = re.findall(r'<div class="point( here)?" id="(point-\d)">(.*?)</table>', text, re.DOTALL)
     assert [(name, bool(here)) for here, name, _ in panels] == [(f"point-{k}", k == 3) for k in range(5)]
     assert "<td>64</td><td>38</td>" in panels[2][2] and "30.0" in panels[2][2], "widths, and the other cost"
+
+
+def test_the_interaction_at_the_chosen_budget_is_told(text):
+    # 0.0081 together, 0.0062 one by one.
+    assert "<dt>more than single damages add up to (points)</dt><dd>+0.19</dd>" in text
+    unknown = example().model_copy(update={"thresholds": example().thresholds.model_copy(update={"chosen": 0.33})})
+    assert unknown.thresholds.interaction is None and "single damages add up to" not in render_html(unknown)

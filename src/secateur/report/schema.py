@@ -163,6 +163,20 @@ class ThresholdData(Part):
     reason: str
     of: str = "MACs"
 
+    @property
+    def interaction(self) -> float | None:
+        """Joint damage less the sum of single damages at the chosen budget; None where either is not known.
+
+        >>> ThresholdData(budgets=[1.0, 0.5], damage=[0, 0.75], standard_error=[0, 0], predicted=[0, 0.5], chosen=0.5,
+        ...     tolerance=None, reason="").interaction
+        0.25
+        """
+        if self.chosen not in self.budgets:
+            return None
+        at = self.budgets.index(self.chosen)
+        joint, single = self.damage[at], self.predicted[at]
+        return None if joint is None or single is None else joint - single
+
     @model_validator(mode="after")
     def _same_lengths(self) -> Self:
         columns = {"damage": self.damage, "standard_error": self.standard_error, "predicted": self.predicted}
