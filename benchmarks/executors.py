@@ -32,10 +32,10 @@ from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metric
 from secateur.sensitivity.dispatch import TASKS_PER_WORKER, Dispatcher, fill_in
 from secateur.sensitivity.executor import Executor
+from secateur.sensitivity.levels import SPARSITIES, scanned_widths
 from secateur.sensitivity.measure import Point, make_point
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.run import run_points
-from secateur.sensitivity.scan import SPARSITIES, _widths
 from secateur.sensitivity.values import by_name, like, overwrite
 from secateur.sensitivity.worker import Known, Measured, Ready, Task
 from secateur.storage.curve_store import CurveStore
@@ -63,7 +63,7 @@ def prober(samples: int) -> Probe:
 
 def points(found: Probe) -> list[Point]:
     """Of all groups at all sparsities, nothing measured."""
-    return [make_point(found, g, w, "", None) for g in found.groups for w in _widths(g, SPARSITIES)]
+    return [make_point(found, g, w, "", None) for g in found.groups for w in scanned_widths(g, SPARSITIES)]
 
 
 def silent(steps: int = 1, note: str = "") -> None:

@@ -1,5 +1,6 @@
 """The networks that `scan_speed.py` scans, with their data."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +35,30 @@ class Job:
     rule: Racing
 
 
-def load(network: str, weights: Path, data: Path, samples: int, tolerance: float) -> Job:
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Those that say what is scanned, and where the result goes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--network", choices=("resnet20", "lstm", "transformer"), required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--tolerance", type=float, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def load(given: argparse.Namespace) -> Job:
     """ResNet-20 on images of a parquet file, or a character model on windows of a text."""
-    if network == "resnet20":
+    samples, tolerance = given.samples, given.tolerance
+    if given.network == "resnet20":
         model: nn.Module = resnet20()
-        raw, targets = parquet_images(data, 0, samples)
+        raw, targets = parquet_images(given.data, 0, samples)
         inputs = (raw.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         size, metric, rule = 125, "accuracy", Racing((tolerance,), stage=125)
     else:
-        text = read_text(data)
-        model = NETWORKS[network](len(text.alphabet))
+        text = read_text(given.data)
+        model = NETWORKS[given.network](len(text.alphabet))
         inputs, targets = (part[:samples] for part in windows(text.validation))
         size, metric, rule = 16, "loss", Racing((tolerance,), stage=16, clip=10 * tolerance)
-    model.load_state_dict(load_file(weights))
+    model.load_state_dict(load_file(given.weights))
     return Job(model.eval(), list(zip(inputs.split(size), targets.split(size), strict=True)), metric, rule)

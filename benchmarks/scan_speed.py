@@ -9,7 +9,6 @@ python benchmarks/scan_speed.py --network resnet20 --weights resnet20_cifar10.sa
     --samples 5000 --tolerance 0.02 --work DIR --out benchmarks/scan
 """
 
-import argparse
 import json
 import platform
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scan_networks import Job, load
+from scan_networks import Job, arguments, load
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,9 +29,10 @@ from secateur.criteria.criterion import needs_of
 from secateur.data import Batch, as_batches
 from secateur.measures.evaluate import evaluate
 from secateur.measures.metrics import resolve_loss, resolve_metrics
+from secateur.sensitivity.levels import SPARSITIES
 from secateur.sensitivity.probe import Probe, probe
 from secateur.sensitivity.result import Scan
-from secateur.sensitivity.scan import SPARSITIES, measure_curves
+from secateur.sensitivity.scan import measure_curves
 from secateur.surgery.plan import kept_width, plan_widths
 from secateur.types import Curve
 
@@ -335,22 +335,16 @@ def _at(levels: tuple[float, ...], sparsity: float) -> int:
 
 def main() -> None:
     """Run what is not done yet, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=("resnet20", "lstm", "transformer"), required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--tolerance", type=float, required=True)
+    parser = arguments(__doc__ or "")
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--fast-before", type=int, nargs="*", default=[2], help="blocks before which fast scans run")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--stage", type=int, help="samples between two looks of a race")
     parser.add_argument("--stop-after", type=int, help="blocks to run; the rest is left out")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    job = load(given.network, given.weights, given.data, given.samples, given.tolerance)
+    job = load(given)
     if given.stage is not None:
         job = replace(job, rule=replace(job.rule, stage=given.stage))
     bench = Bench(job, given.work, given.blocks)

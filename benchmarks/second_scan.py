@@ -4,7 +4,6 @@ python benchmarks/second_scan.py --network resnet20 --weights resnet20_cifar10.s
     --samples 5000 --tolerance 0.02 --out benchmarks/scan/second.json
 """
 
-import argparse
 import json
 import platform
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scan_networks import load
+from scan_networks import arguments, load
 
 import secateur as sc
 from secateur.criteria.criterion import needs_of
@@ -24,16 +23,9 @@ from secateur.storage.curve_store import CurveStore
 
 def main() -> None:
     """Scan three times into one store: half of the groups, all of them, and all of them again; then without a race."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=("resnet20", "lstm", "transformer"), required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--tolerance", type=float, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    given = arguments(__doc__ or "").parse_args()
     torch.set_num_threads(1)
-    job = load(given.network, given.weights, given.data, given.samples, given.tolerance)
+    job = load(given)
     program = sc.trace(job.model, (job.batches[0][0][:2],))
     groups = [group for group in sc.find_groups(program) if group.exact]
     scores = sc.score(groups, sc.collect(job.model, groups, needs=needs_of(sc.Magnitude())), sc.Magnitude())

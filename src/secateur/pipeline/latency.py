@@ -18,7 +18,7 @@ from secateur.measures.latency import time_calls, time_models
 from secateur.measures.latency_table import LatencyTable, build_table
 from secateur.measures.operators import Call
 from secateur.progress import NoProgress, Progress
-from secateur.sensitivity.scan import SPARSITIES
+from secateur.sensitivity.levels import SPARSITIES
 from secateur.storage.timing_store import TimingStore, device_key, user_cache
 from secateur.surgery.cut import cut
 from secateur.surgery.plan import kept_width, plan_widths

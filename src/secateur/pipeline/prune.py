@@ -35,8 +35,9 @@ from secateur.pipeline.tolerance import check_tolerance
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.executor import Executor
 from secateur.sensitivity.keys import fingerprint
+from secateur.sensitivity.levels import SPARSITIES
 from secateur.sensitivity.racing import Racing
-from secateur.sensitivity.scan import SPARSITIES, chosen_executor
+from secateur.sensitivity.scan import chosen_executor
 from secateur.storage.curve_store import CurveStore
 from secateur.storage.data_uses import Level
 from secateur.storage.run_directory import open_run

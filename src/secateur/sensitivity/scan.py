@@ -5,17 +5,19 @@ from typing import Any
 
 from secateur.data import BatchFn, as_batches, check_repeats
 from secateur.errors import ArgumentError
-from secateur.graph.trace import Program, named_state
+from secateur.graph.trace import Program
 from secateur.measures.metrics import resolve_loss, resolve_metrics
 from secateur.measures.objects import usable
 from secateur.progress import NoProgress, Progress
 from secateur.sensitivity.after import After, InPlace, name_of
+from secateur.sensitivity.arguments import check_groups, check_how, check_kind
 from secateur.sensitivity.bisection import bisect as halve
 from secateur.sensitivity.curves import metric_curves, others_of
 from secateur.sensitivity.deepening import Deepen, deepened
 from secateur.sensitivity.executor import Executor, SerialExecutor
 from secateur.sensitivity.failures import Patient
 from secateur.sensitivity.keys import context_key, known_baseline
+from secateur.sensitivity.levels import SPARSITIES, Sparsities, levels_of
 from secateur.sensitivity.measure import Point, PointStore, Tally, make_point
 from secateur.sensitivity.mixing import check_drawing
 from secateur.sensitivity.probe import Probe, probe
@@ -24,14 +26,10 @@ from secateur.sensitivity.racing import Racing
 from secateur.sensitivity.result import Scan, Surrogate
 from secateur.sensitivity.run import is_bounded, is_within
 from secateur.sensitivity.slices import Slices, labels_of
-from secateur.surgery.plan import Scores, kept_width
+from secateur.surgery.plan import Scores
 from secateur.types import Group
 
 Run = Callable[[Sequence[Point], Sequence[float]], Tally]
-
-Sparsities = Sequence[float] | Mapping[str, Sequence[float]]
-
-SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
@@ -102,11 +100,11 @@ def scan(  # noqa: PLR0913 - one argument for each thing that a user may decide
         WorkerError: all workers were lost, or could not measure a single point.
         NumericalError: metric or loss of the whole model is not finite.
     """
-    _check_kind("program", program, isinstance(program, Program), "what sc.trace(model, args) gives")
-    _check_groups(program, groups)
-    _check_kind("after", after, after is None or callable(after) or isinstance(after, InPlace), "sc.AfterRepair(data)")
+    check_kind("program", program, isinstance(program, Program), "what sc.trace(model, args) gives")
+    check_groups(program, groups)
+    check_kind("after", after, after is None or callable(after) or isinstance(after, InPlace), "sc.AfterRepair(data)")
     is_store = store is None or (hasattr(store, "get") and hasattr(store, "put"))
-    _check_kind("store", store, is_store, "the store of `with sc.CurveStore.open(path) as store:`, or None")
+    check_kind("store", store, is_store, "the store of `with sc.CurveStore.open(path) as store:`, or None")
     data = as_batches(validation, "validation", batch_fn)
     found_loss = resolve_loss(loss)
     found_metric, *others = (usable(program.model, data, m) for m in resolve_metrics(metric, higher_is_better, loss))
@@ -143,14 +141,7 @@ def measure_curves(
     progress: Progress | None = None,
 ) -> Scan:
     """The curves of every group of a probe; see `scan`."""
-    _check_kind("racing", racing, racing is None or isinstance(racing, Racing), "sc.Racing((tolerance,))")
-    _check_kind("deepen", deepen, deepen is None or callable(deepen), "sc.Contenders(costs, [budget])")
-    is_surrogate = surrogate is None or (
-        isinstance(surrogate, Mapping) and all(isinstance(own, Mapping) for own in surrogate.values())
-    )
-    _check_kind("surrogate", surrogate, is_surrogate, "{group name: {width: predicted damage}}, as sc.predict gives")
-    _check_kind("executor", executor, executor is None or hasattr(executor, "start"), "sc.ProcessExecutor(2), or None")
-    _check_kind("progress", progress, progress is None or hasattr(progress, "stage"), "sc.make_progress(), or None")
+    check_how(racing, deepen, surrogate, executor, progress)
     chosen = chosen_executor(workers, executor)
     if deepen is not None and (racing is None or racing.bisect):
         raise ArgumentError("deepen= measures on what a race left: pass racing=Racing(...) without bisect as well")
@@ -159,7 +150,7 @@ def measure_curves(
     groups = {group.name: group for group in prober.groups}
     levels = {
         name: [make_point(prober, groups[name], width, context, store) for width in widths]
-        for name, widths in _levels(prober.groups, sparsities).items()
+        for name, widths in levels_of(prober.groups, sparsities).items()
     }
     if any(point.seen < len(prober.baseline.loss) for own in levels.values() for point in own):
         check_repeats(prober.data)
@@ -191,22 +182,6 @@ def measure_curves(
         after=name_of(prober.after),
         surrogate=surrogate or {},
     )
-
-
-def _check_groups(program: Program, groups: Sequence[Group]) -> None:
-    is_right = not isinstance(groups, Mapping | Group) and all(isinstance(group, Group) for group in groups)
-    _check_kind("groups", groups, is_right, "a list of groups, as find_groups(program) gives")
-    places = {piece.parameter for group in groups for piece in group.slices}
-    if missing := sorted(places - named_state(program.model).keys()):
-        raise ArgumentError(
-            f"the model has no {missing[0]!r}, in which units of the groups lie: it is another one than that of the "
-            "groups, or was changed since; trace it and find its groups again"
-        )
-
-
-def _check_kind(name: str, given: object, is_right: bool, needed: str) -> None:
-    if not is_right:
-        raise ArgumentError(f"{name} is a {type(given).__name__}; pass {needed}")
 
 
 def chosen_executor(workers: int, executor: Executor | None) -> Executor:
@@ -241,30 +216,3 @@ def _bisected(
 
         halve({name: len(own) for name, own in levels.items()}, within, predicted)
     return total
-
-
-def _levels(groups: Sequence[Group], sparsities: Sparsities) -> dict[str, tuple[int, ...]]:
-    """Group -> the widths to measure, from the widest to the narrowest, without the whole."""
-    if not isinstance(sparsities, Mapping):
-        return {group.name: _widths(group, sparsities) for group in groups}
-    by_name = {group.name: group for group in groups}
-    unknown = sorted(set(sparsities) - set(by_name))
-    if unknown:
-        raise ArgumentError(f"sparsities are given for {unknown}; there are groups {list(by_name)}")
-    return {name: _widths(by_name[name], own) for name, own in sparsities.items()}
-
-
-def _widths(group: Group, sparsities: Sequence[float]) -> tuple[int, ...]:
-    try:
-        fractions = [float(sparsity) for sparsity in sparsities]
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"sparsities={sparsities!r}: needed fractions, such as (0.3, 0.6), or those of each group by name"
-        ) from error
-    for sparsity in fractions:
-        if not (0 < sparsity < 1 or (sparsity == 1 and group.minimum == 0)):
-            raise ArgumentError(f"sparsities hold {sparsity}; each must lie strictly between 0 and 1")
-    widths = {kept_width(group, sparsity) for sparsity in fractions} - {group.width}
-    if group.minimum == 0 and fractions:
-        widths.add(0)
-    return tuple(sorted(widths, reverse=True))
